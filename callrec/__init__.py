@@ -1,0 +1,3 @@
+"""callrec: lawful call recording beside FreeSWITCH."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,1 @@
+"""The life of a call, pure: no clock, socket, log or database."""

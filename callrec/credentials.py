@@ -1,0 +1,126 @@
+"""Secrets: from environment variables, or from files that NAME_FILE points at, never from the configuration.
+
+Each role needs a few and is given no others (design, "roles are processes"): `variables(role)` names them, so that
+whoever starts a role passes on these alone.
+"""
+
+import base64
+import binascii
+from collections.abc import Mapping
+from pathlib import Path
+
+from callrec.errors import ConfigError
+
+_KEY_BYTES = 32
+_REQUIRED = {
+    "listen": ("CALLREC_EVENT_SOCKET_PASSWORD", "CALLREC_POSTGRES_PASSWORD_LISTEN", "CALLREC_LOOKUP_KEY"),
+    "ship": ("CALLREC_POSTGRES_PASSWORD_SHIP", "CALLREC_S3_ACCESS_KEY_SHIP", "CALLREC_S3_SECRET_KEY_SHIP"),
+    "sweep": ("CALLREC_POSTGRES_PASSWORD_SWEEP", "CALLREC_S3_ACCESS_KEY_SWEEP", "CALLREC_S3_SECRET_KEY_SWEEP"),
+    "api": (
+        "CALLREC_POSTGRES_PASSWORD_API", "CALLREC_S3_ACCESS_KEY_API", "CALLREC_S3_SECRET_KEY_API",
+        "CALLREC_PRIVATE_KEY",
+    ),
+    "owner": ("CALLREC_POSTGRES_PASSWORD_OWNER",),
+}  # fmt: skip
+_OPTIONAL = {"listen": ("CALLREC_REDIS_PASSWORD",), "api": ("CALLREC_REDIS_PASSWORD",)}
+_KEYS = frozenset({"CALLREC_PRIVATE_KEY", "CALLREC_LOOKUP_KEY"})
+ROLES = tuple(_REQUIRED)
+
+
+def variables(role: str) -> tuple[str, ...]:
+    """The environment variables that a role may hold; each may also be given as NAME_FILE."""
+    return _REQUIRED[role] + _OPTIONAL.get(role, ())
+
+
+class Secrets:
+    """The accessors raise ConfigError, naming the variable, where a secret isn't there. repr() shows nothing of it."""
+
+    __slots__ = ("_env",)
+
+    def __init__(self, env: Mapping[str, str]) -> None:
+        # A copy of ours alone: the rest of the environment is nobody's business here.
+        self._env = {name: value for name, value in env.items() if name.startswith("CALLREC_")}
+
+    def __repr__(self) -> str:
+        return "Secrets(…)"
+
+    def __reduce__(self) -> str:
+        raise TypeError("Secrets are not written anywhere")
+
+    def event_socket_password(self) -> str:
+        return self._required("CALLREC_EVENT_SOCKET_PASSWORD", "listen")
+
+    def postgres_password(self, role: str) -> str:
+        return self._required(f"CALLREC_POSTGRES_PASSWORD_{role.upper()}", role)
+
+    def redis_password(self) -> str:
+        """Empty where Redis asks for none."""
+        return self._value("CALLREC_REDIS_PASSWORD")
+
+    def s3_keys(self, role: str) -> tuple[str, str]:
+        """Access key and secret key of `ship`, `sweep` or `api`."""
+        access = self._required(f"CALLREC_S3_ACCESS_KEY_{role.upper()}", role)
+        return access, self._required(f"CALLREC_S3_SECRET_KEY_{role.upper()}", role)
+
+    def private_key(self) -> bytes:
+        """32 bytes: opens what was sealed to the configuration's public key."""
+        return self._key("CALLREC_PRIVATE_KEY", "api")
+
+    def lookup_key(self) -> bytes:
+        """32 bytes: keys the index in which a caller's own recordings are found."""
+        return self._key("CALLREC_LOOKUP_KEY", "listen")
+
+    def given(self, name: str) -> bool:
+        """Whether a variable, or its _FILE, is set to something."""
+        return bool(self._env.get(name) or self._env.get(f"{name}_FILE"))
+
+    def faults(self, role: str) -> list[tuple[str, str, str]]:
+        """What a role lacks: (variable, what, how) each."""
+        wrong = []
+        for name in _REQUIRED[role]:
+            try:
+                if name in _KEYS:
+                    self._key(name, role)
+                else:
+                    self._required(name, role)
+            except ConfigError as error:
+                wrong.append((name, error.message, error.hint))
+        return wrong
+
+    def _value(self, name: str) -> str:
+        path = self._env.get(f"{name}_FILE", "")
+        if not path:
+            return self._env.get(name, "").strip()
+        if self._env.get(name):
+            raise ConfigError(f"{name} and {name}_FILE are both given", hint="Give one of the two")
+        try:
+            return Path(path).read_text(encoding="utf-8").strip()
+        except (OSError, ValueError) as error:
+            why = error.strerror if isinstance(error, OSError) else "it is no UTF-8 text"
+            raise ConfigError(f"The file of {name}_FILE can't be read: {why}", hint="Correct path or rights") from None
+
+    def _required(self, name: str, role: str) -> str:
+        value = self._value(name)
+        if not value:
+            hint = f"Set {name}, or {name}_FILE to a file that holds it"
+            raise ConfigError(f"{name} is not given, and the role {role} needs it", hint=hint)
+        return value
+
+    def _key(self, name: str, role: str) -> bytes:
+        value = self._required(name, role)
+        try:
+            return decode_key(value)
+        except ValueError:
+            hint = f"Make one with: head -c {_KEY_BYTES} /dev/urandom | base64"
+            raise ConfigError(f"{name} is not {_KEY_BYTES} bytes in base64", hint=hint) from None
+
+
+def decode_key(text: str) -> bytes:
+    """32 bytes from base64, or ValueError."""
+    try:
+        key = base64.b64decode(text, validate=True)
+    except binascii.Error as error:
+        raise ValueError(str(error)) from None
+    if len(key) != _KEY_BYTES:
+        raise ValueError(f"{len(key)} bytes")
+    return key

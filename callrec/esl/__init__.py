@@ -1,0 +1,1 @@
+"""Talking to FreeSWITCH over its event socket."""

@@ -1,0 +1,358 @@
+"""One call, conducted: its greenlet alone decides about it.
+
+    mailbox -> step -> perform, in order; the next wait is until the call's own deadline.
+
+A call comes in over its own connection (the `socket` application), is conducted over it until the caller is handed on,
+and from then on over the node's inbound link (esl/watcher.py). What a call may wait for is one thing: that its basis is
+durable, and that has a deadline.
+"""
+
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Protocol
+
+from gevent.event import Event
+from gevent.queue import Empty, SimpleQueue
+
+from callrec import metrics
+from callrec.call import commands as do
+from callrec.call import events as on
+from callrec.call import machine
+from callrec.call.policy import Line, Policy
+from callrec.call.state import Call, State, Timing
+from callrec.errors import LinkError, SpoolError, StoreError
+from callrec.esl import dialect
+from callrec.esl.link import OutboundLink
+from callrec.esl.wire import Headers
+from callrec.ledger.caller import Concealed
+from callrec.log import Log
+from callrec.recording.spool import Spool
+from callrec.store.live import LiveState
+from callrec.store.records import CallFacts, CallRecords, Noted
+
+log = Log(__name__)
+
+EXIT = 2.0  # seconds for FreeSWITCH to answer `exit`
+_OVER = frozenset({State.UNRECORDED, State.ENDED})
+
+
+class Control(Protocol):
+    """The node's inbound link, as a call needs it."""
+
+    @property
+    def up(self) -> bool: ...
+
+    def post(self, payload: bytes, on_reply: Callable[[str], None] | None = None) -> None:
+        """LinkError when the link is down."""
+
+
+@dataclass(slots=True)
+class Node:
+    """What all calls of this node share."""
+
+    policy: Policy
+    records: CallRecords
+    live: LiveState
+    spool: Spool
+    control: Control
+    prompts: Callable[[Line], Line]  # the line with its prompts' hashes and lengths as the files are now
+    conceal: Callable[[str], Concealed]
+    name: str
+    decision_timeout: float = 0.25
+    room: bool = True  # in the spool; kept current by the service
+    timing: Timing = field(default_factory=Timing)
+
+
+class Registry:
+    """The calls that are being conducted, by FreeSWITCH's Unique-ID and by callrec's own ids."""
+
+    def __init__(self) -> None:
+        self._by_channel: dict[str, Conduct] = {}
+
+    def __len__(self) -> int:
+        return len(self._by_channel)
+
+    def add(self, conduct: "Conduct") -> None:
+        self._by_channel[conduct.facts.channel] = conduct
+
+    def remove(self, conduct: "Conduct") -> None:
+        if self._by_channel.get(conduct.facts.channel) is conduct:
+            del self._by_channel[conduct.facts.channel]
+
+    def get(self, channel: str) -> "Conduct | None":
+        return self._by_channel.get(channel)
+
+    def all(self) -> list["Conduct"]:
+        return list(self._by_channel.values())
+
+
+class Conduct:
+    """One call, from the first word of FreeSWITCH to the last note about it."""
+
+    __slots__ = (
+        "_caller", "_closed", "_key_at", "_link", "_masked", "_notes", "_ordinal", "_seen",
+        "call", "facts", "handed_on", "mailbox", "node", "path",
+    )  # fmt: skip
+
+    def __init__(self, node: Node, facts: CallFacts, call: Call, link: OutboundLink | None, caller: str = "") -> None:
+        """`caller` is the calling number as it came; it goes nowhere but into `Node.conceal`."""
+        self.node = node
+        self.facts = facts
+        self.call = call
+        self.mailbox: SimpleQueue[on.Event] = SimpleQueue()
+        self.path = str(node.spool.path(facts.recording_id))
+        self.handed_on = link is None
+        self._link = link
+        self._caller = caller
+        self._notes: list[Noted] = []
+        self._ordinal = 0
+        self._seen: deque[int] = deque(maxlen=32)
+        self._key_at = 0.0
+        self._masked = False
+        self._closed: Event | None = None  # set when the outbound link has ended
+        metrics.STATE.labels(call.state).inc()
+
+    @classmethod
+    def revived(cls, node: Node, facts: CallFacts, decision: str, ordinal: int) -> "Conduct":
+        """A call that a listener before us was recording; it goes on over the inbound link."""
+        call = Call(
+            facts.call_id, facts.recording_id, node.timing, State.RECORDING, facts.line,
+            decision=decision, started=True, released=True,
+        )  # fmt: skip
+        conduct = cls(node, facts, call, None)
+        conduct._ordinal = ordinal
+        return conduct
+
+    # what happens
+
+    def hear(self, headers: Headers) -> None:
+        """Take an event of FreeSWITCH, from either link; one that came over both is taken once."""
+        number = dialect.sequence(headers)
+        if number and number in self._seen:
+            return
+        event = dialect.understand(headers, self.path)
+        if event is not None:
+            self._seen.append(number)
+            self.mailbox.put(event)
+
+    def link_ended(self) -> None:
+        """The outbound link is gone, by our doing or not."""
+        self.mailbox.put(on.LinkLost())
+        if self._closed is not None:
+            self._closed.set()
+
+    def run(self, first: on.Event | None = None) -> None:
+        """Conduct the call until nothing more can happen to it.
+
+        Whatever ends this greenlet early, a fault of ours or the end of the process, the caller is handed on; a
+        recording that runs goes on, and the next resync takes it up again.
+        """
+        try:
+            if first is not None:
+                self._take(first)
+            while self.call.state not in _OVER:
+                self._take(self._next())
+            self._close()
+        except BaseException:
+            metrics.STATE.labels(self.call.state).dec()
+            if not self.handed_on:
+                metrics.UNRECORDED.labels("fault").inc()
+                self._release()
+            raise
+
+    def _next(self) -> on.Event:
+        deadline = self.call.deadline
+        try:
+            return self.mailbox.get(timeout=None if deadline is None else max(0.0, deadline - time.monotonic()))
+        except Empty:
+            return on.Tick()
+
+    def _take(self, event: on.Event) -> None:
+        before = self.call
+        if isinstance(event, on.Key | on.PromptEnded):
+            self._key_at = time.monotonic()
+        self.call, commands = machine.step(before, event, time.monotonic())
+        if self.call.state is not before.state:
+            metrics.STATE.labels(before.state).dec()
+            metrics.STATE.labels(self.call.state).inc()
+        for command in commands:
+            self._perform(command)
+        if isinstance(event, on.LinkLost):
+            self._link = None
+        if self.call.released:  # the caller is on the way; before that only `authorise` writes
+            self._flush()
+        if self.call.state is not before.state or isinstance(event, on.MaskReply):
+            self._publish()
+
+    def _close(self) -> None:
+        metrics.STATE.labels(self.call.state).dec()
+        if self.facts.line is not None:
+            metrics.DECISIONS.labels(self.facts.line.id, self.call.decision).inc()
+        self._flush(ended=True)
+        self._publish(ended=True)
+        if self._link is not None:
+            if self._link.connected:  # closing with events unread would reset the connection, and `exit` be lost
+                self._closed = Event()
+                self._closed.wait(EXIT)
+            self._link.close()
+
+    # what is done about it
+
+    def _perform(self, command: do.Command) -> None:  # noqa: PLR0912 # one branch a command, nothing else
+        try:
+            match command:
+                case do.Note():
+                    self._note(command.kind, command.body)
+                case do.Answer():
+                    self._post(dialect.answer(), dialect.uninterruptible())
+                case do.Play():
+                    self._post(dialect.play(command.prompt.file, command.token))
+                    if command.flush:
+                        self._post(dialect.flush_keys(command.token))
+                case do.Break():
+                    self._post(dialect.break_prompt(self.facts.channel))
+                case do.Authorise():
+                    self._take(self._authorise())
+                case do.StartRecording():
+                    self._start_recording()
+                case do.StopRecording():
+                    self._change_recording("stop", None)
+                case do.Mask():
+                    self._change_recording("mask" if command.on else "unmask", self._on_mask(command.on))
+                case do.Release():
+                    self._release()
+                case do.Started():
+                    self.node.records.started(self.facts, command.at or datetime.now(UTC))
+                    self._note("recording_started", {"recording": str(self.facts.recording_id)})
+                case do.Finish():
+                    self._finish(command)
+                case do.Discard():
+                    self._discard(command.reason)
+                case do.Void():
+                    self.node.records.void(self.facts.recording_id, command.reason)
+        except LinkError:
+            # The link tells of its end by itself; what it could not carry, the deadlines of the machine notice.
+            metrics.ESL_ERRORS.labels("outbound", "not_sent").inc()
+
+    def _post(self, *payloads: bytes) -> None:
+        if self._link is not None:
+            for payload in payloads:
+                self._link.post(payload)
+
+    def _authorise(self) -> on.Event:
+        reason = self._obstacle()
+        if reason:
+            return on.BasisMissing(reason)
+        self._note("basis_established", {})
+        caller = self._conceal()
+        if caller is not None:
+            self._notes[-1].body["caller_commitment"] = caller.commitment
+        line = self.call.rule
+        self._notes[-1].body.update(
+            basis=line.basis.id, citation=line.basis.citation, purposes=sorted(line.basis.purposes),
+            decision=self.call.decision, recording=str(self.facts.recording_id),
+        )  # fmt: skip
+        begun = time.monotonic()
+        try:
+            self.node.records.authorise(
+                self.facts, self.call.decision, self._notes, caller, timeout=self.node.decision_timeout
+            )
+        except StoreError as error:
+            log.warning("basis_not_durable", call=self.facts.call_id, detail=error.detail)
+            return on.BasisMissing("ledger_down")
+        finally:
+            metrics.DECIDE_SECONDS.observe(time.monotonic() - begun)
+        self._notes.clear()
+        return on.BasisDurable()
+
+    def _obstacle(self) -> str:
+        """Why this call can't be recorded although its basis is there; empty when it can."""
+        if not self.node.room:
+            return "spool_full"
+        if self.call.rule.basis.withdraw_keys and not self.node.control.up:
+            return "control_link_down"  # what can't be withdrawn may not be begun
+        return ""
+
+    def _conceal(self) -> Concealed | None:
+        return self.node.conceal(self._caller) if self._caller else None
+
+    def _start_recording(self) -> None:
+        assert self._link is not None
+        channel, mailbox = self.facts.channel, self.mailbox
+        self._link.post(
+            dialect.start_recording(channel, self.path),
+            lambda reply: mailbox.put(on.RecordReply(reply.startswith("+OK"))),
+        )
+        metrics.START_SECONDS.observe(time.monotonic() - self._key_at)
+
+    def _change_recording(self, verb: str, on_reply: Callable[[str], None] | None) -> None:
+        payload = dialect.change_recording(self.facts.channel, verb, self.path)
+        if self._link is not None and self._link.connected and not self.handed_on:
+            self._link.post(payload, on_reply)
+        else:
+            self.node.control.post(payload, on_reply)
+
+    def _on_mask(self, masked: bool) -> Callable[[str], None]:
+        def replied(reply: str) -> None:
+            self._masked = masked if reply.startswith("+OK") else self._masked
+            self.mailbox.put(on.MaskReply(masked, reply.startswith("+OK")))
+
+        return replied
+
+    def _release(self) -> None:
+        """Hand the caller on: from here the dialplan goes its way and the inbound link tells us of this call."""
+        self.handed_on = True
+        if self._link is not None and self._link.connected:
+            try:
+                self._link.post(b"resume\n\n")
+                self._link.post(b"exit\n\n")
+            except LinkError:
+                self._link.close()  # socket_resume carries the caller on
+
+    def _finish(self, command: do.Finish) -> None:
+        at = command.at or datetime.now(UTC)
+        self._note("recording_stopped", {"samples": command.samples, "abrupt": command.abrupt})
+        self._flush()
+        self.node.records.finished(self.facts.recording_id, at, command.samples, abrupt=command.abrupt)
+
+    def _discard(self, reason: str) -> None:
+        try:
+            self.node.spool.withdraw(self.facts.recording_id)
+        except SpoolError as error:
+            log.error("discard_failed", recording=self.facts.recording_id, detail=error.detail)
+        self.node.records.void(self.facts.recording_id, reason)
+
+    # what is told about it
+
+    def _note(self, kind: str, body: dict[str, object]) -> None:
+        self._ordinal += 1
+        self._notes.append(Noted(self._ordinal, kind, dict(body), datetime.now(UTC)))
+        if kind == "released_unrecorded":
+            metrics.UNRECORDED.labels(str(body["reason"])).inc()
+
+    def _flush(self, *, ended: bool = False) -> None:
+        if self._notes or ended:
+            ended_at = datetime.now(UTC) if ended else None
+            self.node.records.note(self.facts, self.call.state, self.call.decision, self._notes, ended_at)
+            self._notes = []
+
+    def _publish(self, *, ended: bool = False) -> None:
+        recorded = self.call.state in (State.RECORDING, State.CLOSING)
+        self.node.live.put(
+            self.facts.channel,
+            {
+                "call": str(self.facts.call_id),
+                "line": self.facts.line.id if self.facts.line else "",
+                "basis": self.facts.line.basis.id if self.facts.line else "",
+                "state": self.call.state.value,
+                "decision": self.call.decision,
+                "recording": str(self.facts.recording_id) if recorded else "",
+                "masked": "1" if self._masked and recorded else "0",
+                "since": datetime.now(UTC).isoformat(timespec="milliseconds"),
+                "node": self.node.name,
+            },
+            ended=ended,
+        )

@@ -1,0 +1,171 @@
+"""FreeSWITCH's words for what the machine knows: its events in, our commands out.
+
+Which header says what was seen on FreeSWITCH 1.10.12; nothing here decides anything.
+"""
+
+import re
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+
+from callrec.call import events as on
+from callrec.errors import WireError
+from callrec.esl import wire
+from callrec.esl.wire import Headers
+
+# What an outbound link asks for: `myevents` leaves PLAYBACK_* and RECORD_* out.
+OUTBOUND_EVENTS = "event plain PLAYBACK_START PLAYBACK_STOP RECORD_START RECORD_STOP"
+# What `myevents` brings and the machine has no word for.
+UNWANTED_EVENTS = "nixevent CHANNEL_EXECUTE CHANNEL_STATE CHANNEL_CALLSTATE CHANNEL_PARK CHANNEL_UNPARK CHANNEL_ANSWER"
+# What the inbound link asks for, of all calls.
+INBOUND_EVENTS = "event plain DTMF RECORD_START RECORD_STOP CHANNEL_HANGUP_COMPLETE"
+
+# This recording's alone: as channel variables they would leak to every other. Without the pre-buffer at 0 the last
+# half second is lost and a mask acts half a second early; unbuffered, so that the spool holds what was said.
+_RECORD_VARIABLES = "{RECORD_STEREO=true,RECORD_PRE_BUFFER_FRAMES=0,enable_file_write_buffering=false,RECORD_MIN_SEC=0}"
+_CHANNEL = re.compile(r"[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}")
+
+
+def channel_id(headers: Headers) -> str:
+    """FreeSWITCH's Unique-ID of the channel. WireError when it is no UUID: it goes into commands and keys.
+
+    With `inbound-use-callid-as-uuid` the caller's side chooses it.
+    """
+    channel = headers.get("Unique-ID")
+    if not _CHANNEL.fullmatch(channel):
+        raise WireError(
+            "FreeSWITCH names this channel by something that is no UUID",
+            kind="channel_id",
+            hint="Set inbound-use-callid-as-uuid to false in the SIP profile",
+        )
+    return channel
+
+
+def dialled(headers: Headers) -> str:
+    return headers.get("Caller-Destination-Number")
+
+
+def caller_number(headers: Headers) -> str:
+    """The calling number, empty where it is withheld."""
+    withheld = headers.get("Caller-Privacy-Hide-Number") == "true"
+    return "" if withheld else headers.get("Caller-Caller-ID-Number")
+
+
+def sequence(headers: Headers) -> int:
+    number = headers.get("Event-Sequence")
+    return int(number) if number.isascii() and number.isdigit() else 0
+
+
+def happened_at(headers: Headers) -> datetime | None:
+    """Event-Date-Timestamp: microseconds since the epoch, by FreeSWITCH's clock."""
+    stamp = headers.get("Event-Date-Timestamp")
+    if not (stamp.isascii() and stamp.isdigit()) or len(stamp) > 17:  # noqa: PLR2004 # beyond the year 5000: not a date
+        return None
+    return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=int(stamp))
+
+
+def understand(headers: Headers, path: str) -> on.Event | None:
+    """What FreeSWITCH says, in the machine's words; None for what it has no word for. `path` is our recording's."""
+    heard = _EVENTS.get(headers.get("Event-Name"))
+    return heard(headers, path) if heard else None
+
+
+def _up(headers: Headers) -> bool:
+    return headers.get("Answer-State") != "hangup"
+
+
+def _prompt_started(headers: Headers, _path: str) -> on.Event | None:
+    return on.PromptStarted(happened_at(headers))
+
+
+def _prompt_stopped(headers: Headers, _path: str) -> on.Event | None:
+    # FreeSWITCH says `done` on hang-up too.
+    return on.PromptStopped(headers.get("Playback-Status") == "done" and _up(headers))
+
+
+def _completed(headers: Headers, _path: str) -> on.Event | None:
+    token = headers.get("Application-UUID")
+    match headers.get("Application"):
+        case "playback":
+            played = headers.get("Application-Response") == "FILE PLAYED" and _up(headers)
+            return on.PromptEnded(token, played, happened_at(headers))
+        case "flush_dtmf":
+            return on.KeysFlushed(token, sequence(headers))
+    return None
+
+
+def _key(headers: Headers, _path: str) -> on.Event | None:
+    digit = headers.get("DTMF-Digit")
+    return on.Key(digit, sequence(headers)) if len(digit) == 1 else None
+
+
+def _record_started(headers: Headers, path: str) -> on.Event | None:
+    if headers.get("Record-File-Path") != path:
+        return None
+    # One argument too many and FreeSWITCH drops all variables without a word: only this shows it.
+    stereo = headers.get("Recording-Variable-RECORD_STEREO") == "true"
+    return on.RecordStarted(
+        happened_at(headers), stereo and headers.get("Recording-Variable-RECORD_PRE_BUFFER_FRAMES") == "0"
+    )
+
+
+def _record_stopped(headers: Headers, path: str) -> on.Event | None:
+    if headers.get("Record-File-Path") != path:
+        return None
+    samples = headers.get("variable_record_samples")
+    return on.RecordStopped(happened_at(headers), int(samples) if samples.isascii() and samples.isdigit() else None)
+
+
+def _hangup(_headers: Headers, _path: str) -> on.Event | None:
+    return on.Hangup()
+
+
+_EVENTS: dict[str, Callable[[Headers, str], on.Event | None]] = {
+    "PLAYBACK_START": _prompt_started,
+    "PLAYBACK_STOP": _prompt_stopped,
+    "CHANNEL_EXECUTE_COMPLETE": _completed,
+    "DTMF": _key,
+    "RECORD_START": _record_started,
+    "RECORD_STOP": _record_stopped,
+    "CHANNEL_HANGUP": _hangup,
+    "CHANNEL_HANGUP_COMPLETE": _hangup,
+}
+
+
+def subscriptions(linger_seconds: int) -> tuple[bytes, ...]:
+    """What an outbound link asks for first.
+
+    Without `linger` FreeSWITCH may close before the last events: 1 call of 40 lost its RECORD_STOP.
+    """
+    wanted = (f"linger {linger_seconds}", "myevents", OUTBOUND_EVENTS, UNWANTED_EVENTS)
+    return tuple(wire.command(text) for text in wanted)
+
+
+def answer() -> bytes:
+    return wire.execute("answer", "", "answer")
+
+
+def uninterruptible() -> bytes:
+    """FreeSWITCH ends a prompt at `*` unless told otherwise."""
+    return wire.execute("set", "playback_terminators=none", "set")
+
+
+def play(path: str, token: str) -> bytes:
+    return wire.execute("playback", path, token)
+
+
+def flush_keys(token: str) -> bytes:
+    return wire.execute("flush_dtmf", "", token)
+
+
+def break_prompt(channel: str) -> bytes:
+    return wire.command(f"api uuid_break {channel}")
+
+
+def start_recording(channel: str, path: str) -> bytes:
+    """`0` is no limit; the variables in braces are the fifth argument, and a sixth would drop them silently."""
+    return wire.command(f"api uuid_record {channel} start {path} 0 {_RECORD_VARIABLES}")
+
+
+def change_recording(channel: str, verb: str, path: str) -> bytes:
+    """`verb` is stop, mask or unmask."""
+    return wire.command(f"api uuid_record {channel} {verb} {path}")

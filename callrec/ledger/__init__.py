@@ -1,0 +1,1 @@
+"""Evidence that outlives the recording."""

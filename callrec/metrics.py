@@ -1,0 +1,57 @@
+"""Every metric that callrec shows, in one place.
+
+Labels are ids from the configuration, states and reasons from closed lists: never anything that a caller sent.
+Under `callrec run` the roles are processes and share these through prometheus-client's multiprocess mode.
+"""
+
+from prometheus_client import Counter, Gauge, Histogram
+
+_FAST = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
+_SLOW = (0.5, 1, 2, 5, 10, 30, 60, 120, 300, 900, 1800, 3600, 7200)
+
+# The calls
+CALLS = Counter("callrec_calls", "Calls that reached the listener", ["line", "basis"])
+DECISIONS = Counter("callrec_decisions", "How each call was decided", ["line", "decision"])
+UNRECORDED = Counter("callrec_unrecorded", "Calls that went on unrecorded, by reason", ["reason"])
+STATE = Gauge("callrec_calls_in_state", "Calls now in each state", ["state"], multiprocess_mode="livesum")
+CONNECT_SECONDS = Histogram("callrec_connect_seconds", "From accept to `connect` answered", buckets=_FAST)
+DECIDE_SECONDS = Histogram("callrec_decide_seconds", "Time to make a legal basis durable", buckets=_FAST)
+START_SECONDS = Histogram(
+    "callrec_start_seconds", "From the key, or the end of the notice, to uuid_record", buckets=_FAST
+)
+NOTICE_SECONDS = Histogram("callrec_notice_seconds", "Length of the notice as played", buckets=_SLOW)
+RECORDING_SECONDS = Histogram("callrec_recording_seconds", "Length of recordings", buckets=_SLOW)
+
+# The event socket
+ESL_CONNECTIONS = Gauge("callrec_esl_connections", "Outbound connections now open", multiprocess_mode="livesum")
+ESL_REFUSED = Counter("callrec_esl_refused", "Outbound connections closed at accept: too many")
+ESL_ERRORS = Counter("callrec_esl_errors", "Faults on the event socket, by kind", ["link", "kind"])
+CONTROL_UP = Gauge("callrec_control_link_up", "1 while the inbound event socket is up", multiprocess_mode="livesum")
+RESYNCS = Counter("callrec_resyncs", "Comparisons with `show channels` after a reconnect")
+
+# Spool and upload
+SPOOL_BYTES = Gauge("callrec_spool_bytes", "Bytes in the spool", multiprocess_mode="livemax")
+SPOOL_FILES = Gauge("callrec_spool_files", "Files in the spool", multiprocess_mode="livemax")
+SPOOL_FREE = Gauge("callrec_spool_free_bytes", "Bytes free for recordings", multiprocess_mode="livemax")
+SPOOL_OLDEST = Gauge("callrec_spool_oldest_seconds", "Age of the oldest file in the spool", multiprocess_mode="livemax")
+SPOOL_ORPHANS = Gauge("callrec_spool_orphans", "Files in the spool without a row", multiprocess_mode="livemax")
+UPLOADS = Counter("callrec_uploads", "Attempts to store a recording, by result", ["result"])
+UPLOAD_SECONDS = Histogram("callrec_upload_seconds", "Time to encrypt, put and verify a recording", buckets=_SLOW)
+UPLOAD_LAG = Gauge(
+    "callrec_upload_lag_seconds", "Age of the oldest recording not yet stored", multiprocess_mode="livemax"
+)
+
+# The process and what it stands on
+RETRIES = Counter("callrec_retries", "Repeated attempts, by what is repeated", ["what"])
+STORE_ERRORS = Counter("callrec_store_errors", "Faults of Postgres and Redis", ["store", "operation"])
+NOTES_WAITING = Gauge("callrec_notes_waiting", "Ledger notes not yet in Postgres", multiprocess_mode="livesum")
+NOTES_LOST = Counter("callrec_notes_lost", "Ledger notes given up because the queue was full")
+DEPENDENCY_UP = Gauge(
+    "callrec_dependency_up", "1 while a role's dependency answers", ["role", "dependency"], multiprocess_mode="livemin"
+)
+HUB_LAG = Gauge(
+    "callrec_hub_lag_seconds", "How late the gevent hub ran its last tick", ["role"], multiprocess_mode="livemax"
+)
+HUB_LAG_MAX = Gauge(
+    "callrec_hub_lag_max_seconds", "The latest that the hub has run", ["role"], multiprocess_mode="livemax"
+)

@@ -1,0 +1,347 @@
+"""The port to S3: one bucket with object lock.
+
+minio-py 7.2.20 does the work, except for the single PUT: minio-py wants the whole body in memory and hashes it once
+more, so that request is signed here with minio-py's signer over the SHA-256 that is known anyway, and the file is
+streamed. Above `single_put_limit` the object goes up in parts of `part_bytes`; servers drop the lock headers of a
+multipart upload, so the retention is set on the version afterwards, and the bucket's default covers the moment between.
+
+Every wait has a deadline: `connect_seconds` for a connection and for each block sent, `read_seconds` for each answer
+and for each part of a multipart upload. Reading requests are repeated twice at most, after a jittered pause; a PUT is
+repeated only if the connection was never made, because each PUT that arrives makes another locked version.
+
+Every failure is a StorageError that says whether it is transient.
+"""
+
+import base64
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from hashlib import sha256 as new_sha256
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+
+from minio import Minio
+from minio.commonconfig import ENABLED, Filter
+from minio.credentials.credentials import Credentials
+from minio.datatypes import Object
+from minio.deleteobjects import DeleteObject
+from minio.error import S3Error
+from minio.lifecycleconfig import AbortIncompleteMultipartUpload, LifecycleConfig, Rule
+from minio.objectlockconfig import DAYS, ObjectLockConfig
+from minio.retention import Retention
+from minio.signer import sign_v4_s3
+from urllib3 import PoolManager
+
+from callrec.call.policy import LockMode
+from callrec.errors import ConfigError, SpoolError, StorageError
+from callrec.recording.transport import pool, refused, said_no, storage_errors
+
+_BLOCK = 64 * 1024
+_MOST_PARTS = 10_000  # of a multipart upload, as S3 has it
+_PRESIGNED_SECONDS = 60
+_LOCK_TOLERANCE = timedelta(seconds=1)  # servers keep whole seconds
+_OK = 200
+_CONTENT = "application/octet-stream"
+_NO_LOCK = frozenset({"ObjectLockConfigurationNotFoundError", "InvalidRequest", "NoSuchObjectLockConfiguration"})
+
+
+class Stored(NamedTuple):
+    """Where an object went."""
+
+    version_id: str
+    etag: str  # empty where the server gives none
+
+
+class Version(NamedTuple):
+    """One version of a key, or one delete marker."""
+
+    key: str
+    version_id: str
+    is_delete_marker: bool
+    size: int
+    last_modified: datetime | None
+
+
+class DefaultRetention(NamedTuple):
+    """What a bucket locks its objects with when a request says nothing."""
+
+    mode: LockMode
+    duration: int
+    unit: str = DAYS  # or "Years"
+
+
+@dataclass(frozen=True, slots=True)
+class BucketFacts:
+    """What the server says of the bucket. Whether the lock holds is for a probe to find out."""
+
+    exists: bool
+    object_lock: bool = False
+    versioning: bool = False
+    default_retention: DefaultRetention | None = None
+
+
+class S3Objects:
+    """The objects of `bucket`. `endpoint` is a URL: https://host, or http://host:port on a trusted network."""
+
+    def __init__(
+        self,
+        *,
+        endpoint: str,
+        region: str,
+        bucket: str,
+        access_key: str,
+        secret_key: str,
+        connect_seconds: float = 5.0,
+        read_seconds: float = 30.0,
+        single_put_limit: int = 64 * 1024 * 1024,
+        part_bytes: int = 8 * 1024 * 1024,
+        ca_file: str | None = None,
+    ) -> None:
+        url = urlsplit(endpoint)
+        if url.scheme not in {"http", "https"} or not url.netloc or url.path.strip("/"):
+            raise ConfigError(f"{endpoint!r} is no S3 endpoint", hint="Write it as https://host or http://host:port")
+        self.bucket = bucket
+        self._region = region
+        self._credentials = Credentials(access_key, secret_key)
+        self._single_put_limit = single_put_limit
+        self._part_bytes = part_bytes
+
+        def client(http: PoolManager) -> Minio:
+            return Minio(
+                endpoint=url.netloc,
+                access_key=access_key,
+                secret_key=secret_key,
+                secure=url.scheme == "https",
+                region=region,
+                http_client=http,
+            )
+
+        self._http = pool(connect_seconds, read_seconds, ca_file)
+        self._client = client(self._http)
+        # A part goes out in one send, which urllib3 bounds by the connect timeout.
+        self._bulk_http = pool(read_seconds, read_seconds, ca_file)
+        self._bulk = client(self._bulk_http)
+
+    def close(self) -> None:
+        """Close the idle connections."""
+        self._http.clear()
+        self._bulk_http.clear()
+
+    # Putting
+
+    def put_locked(
+        self, key: str, path: Path, *, sha256: bytes, mode: LockMode, until: datetime, metadata: Mapping[str, str]
+    ) -> Stored:
+        """Put the file under lock as a new version of `key`.
+
+        `sha256` is the hash of the file, 32 bytes; it is sent as checksum and kept as metadata beside `metadata`, which
+        holds our own identifiers and nothing of a caller. SpoolError if the file can't be read.
+        """
+        try:
+            size = path.stat().st_size
+        except OSError as error:
+            raise SpoolError("A file to be stored can't be read", detail=error.strerror or "") from error
+        headers = {
+            "x-amz-object-lock-mode": mode.value,
+            "x-amz-object-lock-retain-until-date": until.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.000Z"),
+            "x-amz-meta-sha256": sha256.hex(),
+            **{f"x-amz-meta-{name}": value for name, value in metadata.items()},
+        }
+        if size <= self._single_put_limit:
+            return self._put(key, path, size, sha256, headers)
+        stored = self._put_parts(key, path, size, headers)
+        self.lock(key, stored.version_id, mode, until)
+        return stored
+
+    def lock(self, key: str, version_id: str, mode: LockMode, until: datetime) -> None:
+        """Lock a version, or lengthen its lock. Without bypass: a lock never becomes shorter or weaker by this."""
+        with storage_errors("set the lock of an object"):
+            self._client.set_object_retention(
+                bucket_name=self.bucket, object_name=key, version_id=version_id, config=Retention(mode.value, until)
+            )
+
+    def _put(self, key: str, path: Path, size: int, sha256: bytes, headers: Mapping[str, str]) -> Stored:
+        with storage_errors("put an object"):
+            # minio-py knows how each server wants its URL; the presigned query is of no use here.
+            presigned = self._client.get_presigned_url(
+                method="PUT", bucket_name=self.bucket, object_name=key, expires=timedelta(seconds=_PRESIGNED_SECONDS)
+            )
+            url = urlsplit(presigned)._replace(query="")
+            now = datetime.now(UTC)
+            signed: Any = sign_v4_s3(
+                method="PUT",
+                url=url,
+                region=self._region,
+                headers={
+                    **headers,
+                    "Host": url.netloc,
+                    "Content-Length": str(size),
+                    "Content-Type": _CONTENT,
+                    "x-amz-content-sha256": sha256.hex(),
+                    "x-amz-date": now.strftime("%Y%m%dT%H%M%SZ"),
+                    # AWS refuses a locked PUT without a checksum.
+                    "x-amz-sdk-checksum-algorithm": "SHA256",
+                    "x-amz-checksum-sha256": base64.b64encode(sha256).decode("ascii"),
+                },
+                credentials=self._credentials,
+                content_sha256=sha256.hex(),
+                date=now,
+            )
+            with path.open("rb") as body:
+                answer = self._http.urlopen("PUT", url.geturl(), body=body, headers=signed, redirect=False)
+            if answer.status != _OK:
+                raise said_no(answer)
+        return _stored(answer.headers.get("x-amz-version-id"), answer.headers.get("etag"))
+
+    def _put_parts(self, key: str, path: Path, size: int, headers: Mapping[str, str]) -> Stored:
+        with storage_errors("put an object in parts"), path.open("rb") as body:
+            result = self._bulk.put_object(
+                bucket_name=self.bucket,
+                object_name=key,
+                data=body,
+                length=size,
+                content_type=_CONTENT,
+                part_size=max(self._part_bytes, -(-size // _MOST_PARTS)),
+                num_parallel_uploads=1,  # its threads would outlive a greenlet that is killed
+                metadata={**headers},
+            )
+        return _stored(result.version_id, result.etag)
+
+    # Looking
+
+    def find(self, key: str, sha256: bytes) -> str | None:
+        """The version of exactly this key that was put with this hash, if there is one; any, if there are several."""
+        for version in self.versions(key):
+            if version.key == key and not version.is_delete_marker:
+                head = self._head(key, version.version_id)
+                if (head.metadata or {}).get("x-amz-meta-sha256") == sha256.hex():
+                    return version.version_id
+        return None
+
+    def verify(self, key: str, version_id: str, *, sha256: bytes, size: int, mode: LockMode, until: datetime) -> None:
+        """Read back size, lock mode, lock date and hash; StorageError naming the first that differs.
+
+        The lock may differ by one second. The hash is the server's checksum of the whole object where it has one;
+        otherwise the object is read back. Reading the lock needs the right s3:GetObjectRetention.
+        """
+        head = self._head(key, version_id)
+        said = {name.lower(): value for name, value in (head.metadata or {}).items()}
+        _same("size", str(size), str(head.size))
+        _same("lock mode", mode.value, said.get("x-amz-object-lock-mode", "none"))
+        held = _instant(said.get("x-amz-object-lock-retain-until-date", ""))
+        if held is None or abs(held - until) > _LOCK_TOLERANCE:
+            _same("lock date", until.astimezone(UTC).isoformat(), held.isoformat() if held else "none")
+        checksum = said.get("x-amz-checksum-sha256", "")
+        if checksum and "-" not in checksum:  # with a hyphen it is a checksum of checksums of parts
+            _same("SHA-256", base64.b64encode(sha256).decode("ascii"), checksum)
+            return
+        found = new_sha256()
+        for block in self.read(key, version_id):
+            found.update(block)
+        _same("SHA-256", sha256.hex(), found.hexdigest())
+
+    def read(self, key: str, version_id: str) -> Iterator[bytes]:
+        """The bytes of a version, in blocks."""
+        with storage_errors("read an object"):
+            answer = self._client.get_object(bucket_name=self.bucket, object_name=key, version_id=version_id)
+            try:
+                yield from answer.stream(_BLOCK)
+            finally:
+                answer.close()
+                answer.release_conn()
+
+    def versions(self, prefix: str) -> list[Version]:
+        """Every version and delete marker under the prefix."""
+        with storage_errors("list the versions of an object"):
+            found = self._client.list_objects(
+                bucket_name=self.bucket, prefix=prefix, recursive=True, include_version=True
+            )
+            return [
+                Version(
+                    key=each.object_name or "",
+                    version_id=each.version_id or "",
+                    is_delete_marker=each.is_delete_marker,
+                    size=each.size or 0,
+                    last_modified=each.last_modified,
+                )
+                for each in found
+            ]
+
+    def _head(self, key: str, version_id: str) -> Object:
+        with storage_errors("look at an object"):
+            return self._client.stat_object(
+                bucket_name=self.bucket,
+                object_name=key,
+                version_id=version_id,
+                extra_headers={"x-amz-checksum-mode": "ENABLED"},
+            )
+
+    # The bucket
+
+    def check(self) -> BucketFacts:
+        """What the server says of the bucket."""
+        with storage_errors("look at the bucket"):
+            if not self._client.bucket_exists(bucket_name=self.bucket):
+                return BucketFacts(exists=False)
+            versioning = self._client.get_bucket_versioning(bucket_name=self.bucket).status == ENABLED
+            try:
+                config = self._client.get_object_lock_config(bucket_name=self.bucket)
+            except S3Error as error:
+                if error.code in _NO_LOCK:
+                    return BucketFacts(exists=True, versioning=versioning)
+                raise
+            default = None
+            if config.mode and config.duration:
+                default = DefaultRetention(LockMode(config.mode), config.duration, config.duration_unit or DAYS)
+            return BucketFacts(exists=True, object_lock=True, versioning=versioning, default_retention=default)
+
+    def create_bucket(self, default_retention: DefaultRetention | None) -> None:
+        """Make the bucket with object lock, and let it drop multipart uploads that were never completed."""
+        with storage_errors("create the bucket"):
+            self._client.make_bucket(bucket_name=self.bucket, location=self._region, object_lock=True)
+            if default_retention:
+                mode, duration, unit = default_retention
+                config = ObjectLockConfig(mode.value, duration, unit)
+                self._client.set_object_lock_config(bucket_name=self.bucket, config=config)
+            stale = Rule(
+                ENABLED,
+                rule_filter=Filter(prefix=""),
+                rule_id="abort-stale-uploads",
+                abort_incomplete_multipart_upload=AbortIncompleteMultipartUpload(days_after_initiation=1),
+            )
+            self._client.set_bucket_lifecycle(bucket_name=self.bucket, config=LifecycleConfig([stale]))
+
+    def delete_version(self, key: str, version_id: str, *, bypass_governance: bool) -> None:
+        """Delete one version or delete marker; none there is no error. StorageError when its lock forbids it."""
+        with storage_errors("delete a version"):
+            faults = self._client.remove_objects(
+                bucket_name=self.bucket,
+                delete_object_list=[DeleteObject(key, version_id)],
+                bypass_governance_mode=bypass_governance,
+            )
+            for error in faults:  # a lazy generator: nothing happens before it is asked
+                raise refused("delete a version", error.code or "", status=0)
+
+
+def _stored(version_id: str | None, etag: str | None) -> Stored:
+    if not version_id:
+        raise StorageError("The bucket keeps no versions", hint="It has to be created with object lock")
+    return Stored(version_id, (etag or "").strip('"'))
+
+
+def _same(what: str, asked: str, found: str) -> None:
+    if asked != found:
+        raise StorageError(
+            f"The object store does not hold what it was given: {what}",
+            detail=f"asked for {asked}, found {found}",
+            hint="Don't trust this server with recordings before you know why",
+        )
+
+
+def _instant(text: str) -> datetime | None:
+    """A date of a lock header; Ceph RGW writes nine fraction digits, of which Python keeps six."""
+    try:
+        return datetime.fromisoformat(text)
+    except ValueError:
+        return None

@@ -1,0 +1,1 @@
+"""What the law takes back: how long a recording may stay, and its way out."""

@@ -1,0 +1,1 @@
+"""Postgres, the record, and Redis, the view of now."""

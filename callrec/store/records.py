@@ -1,0 +1,117 @@
+"""One function per fact: what the listener notes of a call, and what it must have in Postgres first."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+from uuid import UUID
+
+from callrec.call.policy import Line
+from callrec.errors import StoreError
+from callrec.ledger.caller import Concealed
+from callrec.rights.retention import Inputs, retain_until
+from callrec.store.db import Database, Row
+from callrec.store.scribe import Scribe
+
+
+@dataclass(frozen=True, slots=True)
+class CallFacts:
+    """What a call is, from its arrival on."""
+
+    call_id: UUID
+    recording_id: UUID
+    channel: str
+    line: Line | None
+    arrived_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Noted:
+    """One note of a call; `ordinal` counts them, so that a note sent twice is kept once."""
+
+    ordinal: int
+    kind: str
+    body: dict[str, Any]
+    at: datetime
+
+
+class CallRecords:
+    """The listener's hand on Postgres: `authorise` waits until it is durable, the others never wait."""
+
+    def __init__(self, database: Database, scribe: Scribe, *, node: str, timezone: str) -> None:
+        self._database = database
+        self._scribe = scribe
+        self._node = node
+        self._timezone = timezone
+
+    def authorise(
+        self, facts: CallFacts, decision: str, notes: Sequence[Noted], caller: Concealed | None, *, timeout: float
+    ) -> None:
+        """Make the basis of this call durable, and every note so far. StoreError: it is not, or nobody knows."""
+        line = facts.line
+        if line is None:
+            raise StoreError("A call without a line has no basis")
+        now = datetime.now(UTC)
+        params = self._call(facts, "authorised", decision, notes, None) | {
+            "recording_id": facts.recording_id,
+            "notice": line.notice.id,
+            "notice_version": line.notice.version,
+            "purposes": sorted(line.basis.purposes),
+            "lock_mode": line.basis.lock.value,
+            "prefix": line.basis.prefix,
+            "authorised_at": now,
+            "lookup": caller.lookup if caller else None,
+            "salt": caller.salt if caller else None,
+            "sealed": caller.sealed if caller else None,
+            **self._retention(line, now),
+        }
+        self._database.run("authorise", params, timeout=timeout)
+
+    def note(
+        self, facts: CallFacts, state: str, decision: str, notes: Sequence[Noted], ended_at: datetime | None = None
+    ) -> None:
+        self._scribe.write(("note", self._call(facts, state, decision, notes, ended_at)))
+
+    def started(self, facts: CallFacts, at: datetime) -> None:
+        assert facts.line
+        about = {"recording_id": facts.recording_id, "started_at": at} | self._retention(facts.line, at)
+        self._scribe.write(("started", about))
+
+    def finished(self, recording_id: UUID, at: datetime, samples: int | None, *, abrupt: bool) -> None:
+        about = {"recording_id": recording_id, "stopped_at": at, "samples": samples, "abrupt": abrupt}
+        self._scribe.write(("finished", about))
+
+    def void(self, recording_id: UUID, reason: str) -> None:
+        about = {"recording_id": recording_id, "reason": reason, "node": self._node, "at": datetime.now(UTC)}
+        self._scribe.write(("void", about))
+
+    def open_recordings(self) -> list[Row]:
+        """What this node was recording, as far as Postgres knows: what a listener that died left behind."""
+        return self._database.run("open_recordings", {"node": self._node})
+
+    def _call(
+        self, facts: CallFacts, state: str, decision: str, notes: Sequence[Noted], ended_at: datetime | None
+    ) -> dict[str, Any]:
+        written = [
+            {"ordinal": note.ordinal, "kind": note.kind, "body": note.body, "at": note.at.isoformat()} for note in notes
+        ]
+        return {
+            "call_id": facts.call_id,
+            "node": self._node,
+            "channel": facts.channel,
+            "line": facts.line.id if facts.line else None,
+            "basis": facts.line.basis.id if facts.line else None,
+            "state": state,
+            "decision": decision or None,
+            "arrived_at": facts.arrived_at,
+            "ended_at": ended_at,
+            "notes": json.dumps(written),
+        }
+
+    def _retention(self, line: Line, start: datetime) -> dict[str, Any]:
+        inputs = Inputs.of(start, line.basis.retention, self._timezone)
+        return {
+            "retain_until": retain_until(start, line.basis.retention, self._timezone),
+            "retention_inputs": json.dumps(inputs.as_record()),
+        }

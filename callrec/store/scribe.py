@@ -1,0 +1,87 @@
+"""Writes what need not be waited for: one greenlet, first in first out, until Postgres has it.
+
+What a call may wait for (its basis) does not come here. Everything else does, so that no caller ever waits for the
+ledger and the order of a call's notes is the order in which they happened. Statements are taken in batches, one
+transaction each. Every statement here may be repeated: a batch whose commit was lost on the way back is sent again.
+"""
+
+import random
+from collections import deque
+
+import gevent
+from gevent.event import Event
+
+from callrec.errors import StoreError
+from callrec.log import Log
+from callrec.metrics import NOTES_LOST, NOTES_WAITING, RETRIES
+from callrec.store.db import Database, Statement
+
+log = Log(__name__)
+
+_BATCH = 100
+_LONGEST_PAUSE = 5.0  # seconds
+_REFUSALS = 5  # of one statement alone, by a Postgres that answers, before it is given up
+
+
+class Scribe:
+    """A queue of named statements. At most `max_waiting` wait; beyond that the newest are given up, loudly."""
+
+    def __init__(self, database: Database, *, max_waiting: int = 200_000) -> None:
+        self._database = database
+        self._max_waiting = max_waiting
+        self._waiting: deque[Statement] = deque()
+        self._wake = Event()
+        self._idle = Event()
+        self._idle.set()
+        self._greenlet: gevent.Greenlet[[], None] | None = None
+
+    def start(self) -> None:
+        self._greenlet = gevent.spawn(self._write_for_ever)
+
+    def stop(self, timeout: float = 5.0) -> bool:
+        """Wait until everything is written, for at most `timeout` seconds; True when it is."""
+        written = self._idle.wait(timeout)
+        if self._greenlet is not None:
+            self._greenlet.kill()
+        if not written:
+            log.error("notes_not_written", waiting=len(self._waiting))
+        return bool(written)
+
+    def write(self, *statements: Statement) -> None:
+        """Have these written, in this order. Never waits."""
+        for statement in statements:
+            if len(self._waiting) >= self._max_waiting:
+                NOTES_LOST.inc()
+                log.error("note_lost", statement=statement[0], waiting=len(self._waiting))
+                continue
+            self._waiting.append(statement)
+        NOTES_WAITING.set(len(self._waiting))
+        self._idle.clear()
+        self._wake.set()
+
+    def _write_for_ever(self) -> None:
+        failures = 0
+        while True:
+            if not self._waiting:
+                self._idle.set()
+                self._wake.clear()
+                self._wake.wait()
+            size = 1 if failures else min(_BATCH, len(self._waiting))  # after a fault: find the one that is refused
+            batch = [self._waiting[place] for place in range(size)]
+            try:
+                self._database.run_all(batch)
+            except StoreError as error:
+                failures += 1
+                RETRIES.labels("note").inc()
+                if failures >= _REFUSALS and self._database.alive():
+                    NOTES_LOST.inc()
+                    log.error("note_refused", statement=batch[0][0], detail=error.detail)
+                    self._waiting.popleft()
+                    failures = 0
+                else:
+                    gevent.sleep(random.uniform(0, min(_LONGEST_PAUSE, 0.05 * 2 ** min(failures, 10))))  # noqa: S311 - jitter
+                continue
+            failures = 0
+            for _ in batch:
+                self._waiting.popleft()
+            NOTES_WAITING.set(len(self._waiting))

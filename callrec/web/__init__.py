@@ -1,0 +1,1 @@
+"""HTTP: what operators, platforms and desktops see."""

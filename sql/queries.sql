@@ -1,0 +1,162 @@
+-- Every statement that callrec runs, by name. Parameters are named; psycopg binds them.
+
+-- name: note
+-- A call as it is now and what happened to it since the last note, in one statement. A repeated note changes nothing.
+WITH seen AS (
+    INSERT INTO call (call_id, node, channel, line, basis, state, decision, arrived_at, ended_at)
+    VALUES (%(call_id)s, %(node)s, %(channel)s, %(line)s, %(basis)s, %(state)s, %(decision)s, %(arrived_at)s, %(ended_at)s)
+    ON CONFLICT (call_id) DO UPDATE
+        SET state = EXCLUDED.state, decision = EXCLUDED.decision, ended_at = EXCLUDED.ended_at
+)
+INSERT INTO ledger (call_id, recording_id, ordinal, kind, body, node, at)
+SELECT %(call_id)s, NULL, (note->>'ordinal')::integer, note->>'kind', note->'body', %(node)s, (note->>'at')::timestamptz
+  FROM jsonb_array_elements(%(notes)s::jsonb) WITH ORDINALITY AS notes (note, place)
+ ORDER BY place
+ON CONFLICT DO NOTHING;
+
+-- name: authorise
+-- The legal basis of a call and every note so far: what must be durable before uuid_record is sent.
+WITH seen AS (
+    INSERT INTO call (call_id, node, channel, line, basis, state, decision, arrived_at)
+    VALUES (%(call_id)s, %(node)s, %(channel)s, %(line)s, %(basis)s, %(state)s, %(decision)s, %(arrived_at)s)
+    ON CONFLICT (call_id) DO UPDATE SET state = EXCLUDED.state, decision = EXCLUDED.decision
+    RETURNING call_id
+), who AS (
+    INSERT INTO caller (call_id, lookup, salt, sealed)
+    SELECT call_id, %(lookup)s::bytea, %(salt)s::bytea, %(sealed)s::bytea FROM seen
+     WHERE %(lookup)s::bytea IS NOT NULL
+), basis AS (
+    INSERT INTO recording (recording_id, call_id, node, channel, line, basis, notice, notice_version, purposes, lock_mode,
+                           prefix, authorised_at, retain_until, retention_inputs)
+    SELECT %(recording_id)s, call_id, %(node)s, %(channel)s, %(line)s, %(basis)s, %(notice)s, %(notice_version)s,
+           %(purposes)s, %(lock_mode)s, %(prefix)s, %(authorised_at)s, %(retain_until)s, %(retention_inputs)s::jsonb
+      FROM seen
+)
+INSERT INTO ledger (call_id, recording_id, ordinal, kind, body, node, at)
+SELECT %(call_id)s, NULL, (note->>'ordinal')::integer, note->>'kind', note->'body', %(node)s, (note->>'at')::timestamptz
+  FROM jsonb_array_elements(%(notes)s::jsonb) WITH ORDINALITY AS notes (note, place)
+ ORDER BY place;
+
+-- name: started
+UPDATE recording
+   SET state = 'recording', started_at = %(started_at)s, retain_until = %(retain_until)s,
+       retention_inputs = %(retention_inputs)s::jsonb
+ WHERE recording_id = %(recording_id)s AND state = 'authorised';
+
+-- name: finished
+UPDATE recording
+   SET state = 'finished', stopped_at = %(stopped_at)s, samples = %(samples)s, abrupt = %(abrupt)s, due_at = now()
+ WHERE recording_id = %(recording_id)s AND state IN ('authorised', 'recording');
+
+-- name: void
+-- Nothing of this recording is kept; said in the ledger once, and only if a basis had been made durable.
+WITH gone AS (
+    UPDATE recording SET state = 'discarded'
+     WHERE recording_id = %(recording_id)s AND state IN ('authorised', 'recording', 'finished')
+    RETURNING call_id, recording_id
+)
+INSERT INTO ledger (call_id, recording_id, kind, body, node, at)
+SELECT call_id, recording_id, 'recording_discarded', jsonb_build_object('reason', %(reason)s::text), %(node)s, %(at)s
+  FROM gone;
+
+-- name: open_recordings
+-- What this node was recording, or about to, as far as Postgres knows.
+SELECT r.recording_id, r.call_id, r.channel, r.line, r.basis, r.state, r.authorised_at, c.arrived_at, c.decision,
+       COALESCE((SELECT max(ordinal) FROM ledger l WHERE l.call_id = r.call_id), 0) AS ordinal
+  FROM recording r JOIN call c USING (call_id)
+ WHERE r.node = %(node)s AND r.state IN ('authorised', 'recording');
+
+-- name: claim
+UPDATE recording
+   SET claimed_until = now() + %(lease)s * interval '1 second', attempts = attempts + 1
+ WHERE recording_id = (
+           SELECT recording_id FROM recording
+            WHERE node = %(node)s AND state = 'finished' AND due_at <= now()
+              AND (claimed_until IS NULL OR claimed_until < now())
+            ORDER BY due_at
+            LIMIT 1
+              FOR UPDATE SKIP LOCKED
+       )
+RETURNING recording_id, call_id, basis, lock_mode, prefix, COALESCE(started_at, authorised_at) AS started_at,
+          retain_until, attempts, abrupt;
+
+-- name: waiting
+-- What this node has still to store: how many, and since when the oldest.
+SELECT count(*) AS waiting, min(stopped_at) AS oldest
+  FROM recording WHERE node = %(node)s AND state = 'finished';
+
+-- name: sealed
+INSERT INTO recording_key (recording_id, sealed, key_id) VALUES (%(recording_id)s, %(sealed)s, %(key_id)s)
+ON CONFLICT (recording_id) DO UPDATE SET sealed = EXCLUDED.sealed, key_id = EXCLUDED.key_id
+RETURNING sealed;
+
+-- name: stored
+WITH done AS (
+    UPDATE recording
+       SET state = 'stored', bucket = %(bucket)s, object_key = %(object_key)s, version_id = %(version_id)s,
+           plaintext_sha256 = %(plaintext_sha256)s, ciphertext_sha256 = %(ciphertext_sha256)s,
+           ciphertext_bytes = %(ciphertext_bytes)s, duration_seconds = %(duration_seconds)s, stored_at = now(),
+           claimed_until = NULL, last_error = NULL
+     WHERE recording_id = %(recording_id)s AND state = 'finished'
+    RETURNING call_id, recording_id
+)
+INSERT INTO ledger (call_id, recording_id, kind, body, node, at)
+SELECT call_id, recording_id, 'recording_stored', %(body)s::jsonb, %(node)s, now() FROM done;
+
+-- name: failed
+UPDATE recording
+   SET due_at = now() + %(retry_in)s * interval '1 second', claimed_until = NULL, last_error = %(error)s
+ WHERE recording_id = %(recording_id)s AND state = 'finished';
+
+-- name: ended_without
+-- A recording that left nothing to store: discarded, empty or lost.
+WITH gone AS (
+    UPDATE recording SET state = %(state)s, claimed_until = NULL
+     WHERE recording_id = %(recording_id)s AND state IN ('authorised', 'recording', 'finished')
+    RETURNING call_id, recording_id
+), keys AS (
+    DELETE FROM recording_key WHERE recording_id = %(recording_id)s
+)
+INSERT INTO ledger (call_id, recording_id, kind, body, node, at)
+SELECT call_id, recording_id, 'recording_' || %(state)s::text, %(body)s::jsonb, %(node)s, now() FROM gone;
+
+-- name: state_of
+SELECT state FROM recording WHERE recording_id = %(recording_id)s;
+
+-- name: calls
+SELECT c.call_id, c.channel, c.line, c.basis, c.decision, c.state, c.arrived_at, c.ended_at, r.recording_id,
+       r.state AS recording
+  FROM call c LEFT JOIN recording r USING (call_id)
+ ORDER BY c.arrived_at DESC LIMIT %(limit)s;
+
+-- name: recordings
+SELECT recording_id, call_id, line, basis, state, started_at, stopped_at, duration_seconds, abrupt, lock_mode,
+       retain_until, bucket, object_key, version_id, ciphertext_bytes, attempts, last_error
+  FROM recording ORDER BY authorised_at DESC LIMIT %(limit)s;
+
+-- name: ledger_of
+SELECT entry_id, at, kind, body, recording_id, node FROM ledger
+ WHERE call_id = %(call_id)s ORDER BY entry_id;
+
+-- name: call_of
+-- A call by its own id, its recording's id, or FreeSWITCH's id of its channel.
+SELECT c.call_id, c.channel, c.node, r.recording_id FROM call c LEFT JOIN recording r USING (call_id)
+ WHERE c.call_id::text = %(id)s OR r.recording_id::text = %(id)s OR c.channel = %(id)s
+ ORDER BY c.arrived_at DESC LIMIT 1;
+
+-- name: sealed_recording
+SELECT r.recording_id, r.call_id, r.basis, r.purposes, r.state, r.bucket, r.object_key, r.version_id,
+       r.plaintext_sha256, k.sealed
+  FROM recording r LEFT JOIN recording_key k USING (recording_id)
+ WHERE r.recording_id = %(recording_id)s;
+
+-- name: entry
+-- A ledger entry that is not part of a call's own course: a listening, a denial.
+INSERT INTO ledger (call_id, recording_id, kind, body, node, at)
+VALUES (%(call_id)s, %(recording_id)s, %(kind)s, %(body)s::jsonb, %(node)s, now());
+
+-- name: order
+SELECT pg_notify('callrec_order', %(payload)s);
+
+-- name: alive
+SELECT 1;
