@@ -181,7 +181,9 @@ def _lawful(config: Config) -> Iterator[Finding]:
             yield _warning(f"bases.{basis.id}.gdpr_article_6", "is not set", why, how)
     language = config.operator.language
     if language and language not in spoken.LANGUAGES:
-        why = f"Notices are only understood in {', '.join(sorted(spoken.LANGUAGES))}, so nobody compared their words (A2)"
+        why = (
+            f"Notices are only understood in {', '.join(sorted(spoken.LANGUAGES))}, so nobody compared their words (A2)"
+        )
         how = "Read each notice: it must say that it records, what for, and how long it keeps"
         yield _warning("operator.language", f"is {quoted(language)}", why, how)
 
@@ -234,4 +236,4 @@ def _secrets(config: Config) -> Iterator[Finding]:
         pass
     if config.public_key == _EXAMPLE_KEY:
         why = "Everybody has the private half of it and could open what is recorded"
-        yield _warning("encryption.public_key", "is the example's", why, "Make a key pair of your own")
+        yield _warning("encryption.public_key", "is the example's", why, "Make a pair of your own: callrec keys")

@@ -227,8 +227,10 @@ def _url(table: Table, key: str, schemes: tuple[str, ...], variable: str) -> str
     except ValueError:
         table.fault(key, f"is {quoted(value)}, no URL", how=f"Begin it with {schemes[0]}://")
         return ""
-    if url.password is not None or "password" in parse_qs(url.query):  # the value itself is not repeated here
-        table.fault(key, "holds a password", "This file holds no secrets", f"Remove it and set {variable}")
+    query = sorted(name for name in parse_qs(url.query) if "pass" in name)
+    if url.password is not None or query:  # the value itself is not repeated here
+        part = f" as {query[0]}" if query else ""
+        table.fault(key, f"holds a password{part}", "This file holds no secrets", f"Remove it and set {variable}")
         return ""
     if url.username is not None:
         table.fault(key, "holds a user name", "Each role has a user of its own", "Remove it from the URL")

@@ -6,8 +6,11 @@ whoever starts a role passes on these alone.
 
 import base64
 import binascii
+import secrets
 from collections.abc import Mapping
 from pathlib import Path
+
+from nacl.public import PrivateKey
 
 from callrec.errors import ConfigError
 
@@ -124,3 +127,22 @@ def decode_key(text: str) -> bytes:
     if len(key) != _KEY_BYTES:
         raise ValueError(f"{len(key)} bytes")
     return key
+
+
+def generate() -> str:
+    """New keys, each with the place where it belongs; nothing is kept."""
+    private = PrivateKey.generate()
+
+    def text(key: bytes) -> str:
+        return base64.b64encode(key).decode()
+
+    return "\n".join(
+        (
+            "# In the configuration, [encryption]; every recording's key is sealed to it:",
+            f'public_key = "{text(bytes(private.public_key))}"',
+            "# For `api` alone, away from the nodes. Without it nobody can listen to any recording, ever again:",
+            f"CALLREC_PRIVATE_KEY={text(bytes(private))}",
+            "# For `listen`: finds a caller's own recordings. A new one no longer finds those made under the old:",
+            f"CALLREC_LOOKUP_KEY={text(secrets.token_bytes(_KEY_BYTES))}",
+        )
+    )

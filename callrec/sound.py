@@ -49,3 +49,23 @@ def inspect(path: Path) -> Sound:
     elif not SHORTEST <= seconds <= LONGEST:
         fault = f"lasts {seconds:.1f} s, outside {SHORTEST:g} to {LONGEST:g} s"
     return Sound(sha256, seconds, fault, _SYNTHESISE if fault else "")
+
+
+class Sounds:
+    """Sound files, each read again only when it has changed: a call costs a look at the file's date and size."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, tuple[tuple[int, int, int], Sound]] = {}
+
+    def inspect(self, file: str) -> Sound:
+        path = Path(file)
+        try:
+            status = path.stat()
+        except OSError:
+            return inspect(path)
+        mark = (status.st_mtime_ns, status.st_size, status.st_ino)
+        known = self._known.get(file)
+        if known is None or known[0] != mark:
+            known = (mark, inspect(path))
+            self._known[file] = known
+        return known[1]

@@ -86,9 +86,16 @@ SELECT count(*) AS waiting, min(stopped_at) AS oldest
   FROM recording WHERE node = %(node)s AND state = 'finished';
 
 -- name: sealed
-INSERT INTO recording_key (recording_id, sealed, key_id) VALUES (%(recording_id)s, %(sealed)s, %(key_id)s)
+-- No row: the recording is not waiting to be stored any more.
+INSERT INTO recording_key (recording_id, sealed, key_id)
+SELECT recording_id, %(sealed)s, %(key_id)s FROM recording
+ WHERE recording_id = %(recording_id)s AND state = 'finished'
 ON CONFLICT (recording_id) DO UPDATE SET sealed = EXCLUDED.sealed, key_id = EXCLUDED.key_id
 RETURNING sealed;
+
+-- name: unclaim
+-- What a `ship` of this node that died had claimed is due again: there is one `ship` a node.
+UPDATE recording SET claimed_until = NULL WHERE node = %(node)s AND state = 'finished' AND claimed_until IS NOT NULL;
 
 -- name: stored
 WITH done AS (
@@ -109,13 +116,17 @@ UPDATE recording
  WHERE recording_id = %(recording_id)s AND state = 'finished';
 
 -- name: ended_without
--- A recording that left nothing to store: discarded, empty or lost.
+-- A recording that left nothing to keep: discarded, empty or lost. A withdrawal that arrives while the object is being
+-- put discards a stored one too; its key goes with it, and the object is followed by its version.
 WITH gone AS (
     UPDATE recording SET state = %(state)s, claimed_until = NULL
-     WHERE recording_id = %(recording_id)s AND state IN ('authorised', 'recording', 'finished')
+     WHERE recording_id = %(recording_id)s
+       AND (state IN ('authorised', 'recording', 'finished') OR (state = 'stored' AND %(state)s = 'discarded'))
     RETURNING call_id, recording_id
 ), keys AS (
-    DELETE FROM recording_key WHERE recording_id = %(recording_id)s
+    DELETE FROM recording_key
+     WHERE recording_id = %(recording_id)s
+       AND (%(state)s = 'discarded' OR recording_id IN (SELECT recording_id FROM gone))
 )
 INSERT INTO ledger (call_id, recording_id, kind, body, node, at)
 SELECT call_id, recording_id, 'recording_' || %(state)s::text, %(body)s::jsonb, %(node)s, now() FROM gone;

@@ -98,7 +98,8 @@ class Databases:
             from callrec.store import db
 
             template = self._create(None)
-            db.migrate(self.url(template))
+            at = urlsplit(self._url)
+            db.migrate(self.url(template), at.username, at.password)
             self._migrated = template
         return self._create(self._migrated if migrate else None)
 

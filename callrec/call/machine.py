@@ -102,8 +102,8 @@ def _notice_flushed(call: Call, event: on.KeysFlushed, now: float) -> Step:
 def _open_question(call: Call, now: float) -> Step:
     if not call.heard_whole or call.listening_from is None:
         return call, []
-    call = replace(call, state=State.ASKING)
-    return _ask_again(call, "early", now, counts=False) if call.early else (_wait_for_key(call, now), [])
+    call = _wait_for_key(replace(call, state=State.ASKING), now)
+    return _ask_again(call, "early", now, counts=False) if call.early else (call, [])
 
 
 def _key_during_notice(call: Call, event: on.Key, _now: float) -> Step:
@@ -217,8 +217,7 @@ def _start_overdue(call: Call, _event: on.Tick, now: float) -> Step:
 
 def _key_while_starting(call: Call, event: on.Key, now: float) -> Step:
     if event.digit and event.digit == call.rule.basis.refuse_key:
-        note = do.Note("consent_withdrawn", {"channel": "key", "key": event.digit})
-        return _discard(call, "withdrawn", now, do.StopRecording(), note)
+        return _withdrawn(call, now, channel="key", key=event.digit)
     return call, []
 
 
@@ -236,8 +235,7 @@ def _key_in_conversation(call: Call, event: on.Key, now: float) -> Step:
     keys = (call.keys + event.digit)[-len(wanted) :]
     if keys != wanted:
         return replace(call, keys=keys), []
-    note = do.Note("consent_withdrawn", {"channel": "key", "key": wanted})
-    return _discard(call, "withdrawn", now, do.StopRecording(), note)
+    return _withdrawn(call, now, channel="key", key=wanted)
 
 
 def _ordered(call: Call, event: on.Ordered, now: float) -> Step:
@@ -249,8 +247,7 @@ def _ordered(call: Call, event: on.Ordered, now: float) -> Step:
         case on.Order.WITHDRAW:
             if call.rule.basis.kind is not BasisKind.CONSENT:
                 return call, [do.Note("withdrawal_without_effect", {"basis": call.rule.basis.id})]  # D4
-            note = do.Note("consent_withdrawn", {"channel": "order"})
-            return _discard(call, "withdrawn", now, do.StopRecording(), note)
+            return _withdrawn(call, now, channel="order")
 
 
 def _masked(call: Call, event: on.MaskReply, _now: float) -> Step:
@@ -289,6 +286,11 @@ def _stop_overdue(call: Call, _event: on.Tick, now: float) -> Step:
 def _unrecorded(call: Call, reason: str, *commands: do.Command) -> Step:
     call = replace(call, state=State.UNRECORDED, decision=call.decision or reason, released=True, deadline=None)
     return call, [*commands, do.Release(), do.Note("released_unrecorded", {"reason": reason})]
+
+
+def _withdrawn(call: Call, now: float, **how: str) -> Step:
+    note = do.Note("consent_withdrawn", how)
+    return _discard(replace(call, decision="withdrawn"), "withdrawn", now, do.StopRecording(), note)
 
 
 def _discard(call: Call, reason: str, now: float, *commands: do.Command) -> Step:

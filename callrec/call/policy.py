@@ -114,7 +114,8 @@ class Policy:
 
 
 _LONGEST_DIALLED = 32  # E.164 has 15 digits; prefixes and separators stay well below this
-_DIALLED = re.compile(r"\+? ?\(?[0-9]+\)?(?:[ ./-]{0,2}\(?[0-9]+\)?)*")
+# One plus, and first. No nested repeats: the text is the caller's choice.
+_DIALLED = re.compile(r"(?:\+(?=[1-9]))?[0-9 ()./-]+")
 
 
 def e164(dialled: str, country: str) -> str | None:
@@ -122,9 +123,8 @@ def e164(dialled: str, country: str) -> str | None:
     text = dialled.strip(" ")
     if len(text) > _LONGEST_DIALLED or not _DIALLED.fullmatch(text):
         return None
-    for candidate in (
-        (text,) if text[0] == "+" else (text, f"+{text}")
-    ):  # some trunks deliver the international form without its plus
+    # Some trunks deliver the international form without its plus.
+    for candidate in (text,) if text[0] == "+" else (text, f"+{text}"):
         try:
             number = phonenumbers.parse(candidate, country)
         except phonenumbers.NumberParseException:

@@ -2,12 +2,10 @@
 
 import json
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 from uuid import uuid4
 
-if TYPE_CHECKING:
-    from callrec.demo.channel import SimCall
-    from callrec.demo.switch import Switch
+from callrec.demo.apps import channel_row
+from callrec.demo.channel import Board, Channel
 
 VERSION = "1.10.12-release+git~20240802T210227Z~a88d069d6f~64bit (git a88d069 2024-08-02 21:02:27Z 64bit)"
 _NO_CHANNEL = "-ERR No such channel!\n"
@@ -18,7 +16,7 @@ _VERBS = {"stop": "stop record", "mask": "mask recording", "unmask": "unmask rec
           "pause": "pause recording", "resume": "resume recording"}  # fmt: skip
 
 
-def run(switch: "Switch", text: str) -> bytes:
+def run(switch: Board, text: str) -> bytes:
     """The output of one api command, as the body of an api/response or a BACKGROUND_JOB carries it."""
     name, _, arg = text.partition(" ")
     command = _COMMANDS.get(name)
@@ -32,7 +30,7 @@ def _split(arg: str, limit: int) -> list[str]:
     return [word for word in words if word]
 
 
-def _uuid_record(switch: "Switch", arg: str) -> str:
+def _uuid_record(switch: Board, arg: str) -> str:
     words = _split(arg, _RECORD_WORDS)
     if len(words) < _RECORD_NEEDED:
         return _RECORD_USAGE
@@ -59,10 +57,10 @@ def _braces(text: str) -> dict[str, str]:
     return {name.strip(): value.strip() for name, sign, value in pairs if sign}
 
 
-def _channel(answer: Callable[["SimCall", list[str]], str], usage: str, needed: int = 1) -> "Command":
+def _channel(answer: Callable[[Channel, list[str]], str], usage: str, needed: int = 1) -> "Command":
     """A command whose first word is a channel's uuid."""
 
-    def run_on(switch: "Switch", arg: str) -> str:
+    def run_on(switch: Board, arg: str) -> str:
         words = _split(arg, 3)
         if len(words) < needed:
             return f"-USAGE: {usage}\n"
@@ -72,30 +70,30 @@ def _channel(answer: Callable[["SimCall", list[str]], str], usage: str, needed: 
     return run_on
 
 
-def _getvar(call: "SimCall", words: list[str]) -> str:
+def _getvar(call: Channel, words: list[str]) -> str:
     return call.text.variables.get(words[0], "_undef_")
 
 
-def _setvar(call: "SimCall", words: list[str]) -> str:
+def _setvar(call: Channel, words: list[str]) -> str:
     call.set(words[0], words[1] if len(words) > 1 else "")
     return "+OK\n"
 
 
-def _kill(call: "SimCall", words: list[str]) -> str:
+def _kill(call: Channel, words: list[str]) -> str:
     call.hangup(words[0] if words else "NORMAL_CLEARING", now=True)
     return "+OK\n"
 
 
-def _break(call: "SimCall", words: list[str]) -> str:
+def _break(call: Channel, words: list[str]) -> str:
     call.interrupt(everything="all" in words)
     return "+OK\n"
 
 
-def _dump(call: "SimCall", _words: list[str]) -> str:
+def _dump(call: Channel, _words: list[str]) -> str:
     return call.data(full=True).partition(b"Content-Type: command/reply")[0].decode() + "\n"
 
 
-def _status(switch: "Switch", _arg: str) -> str:
+def _status(switch: Board, _arg: str) -> str:
     seconds, micros = divmod(switch.clock.micros() - switch.started, 1_000_000)
     minutes, seconds = divmod(seconds, 60)
     hours, minutes = divmod(minutes, 60)
@@ -105,13 +103,14 @@ def _status(switch: "Switch", _arg: str) -> str:
     up = ", ".join(f"{n} {unit}{'' if n == 1 else 's'}" for unit, n in units)
     return (
         f"UP {up}\nFreeSWITCH (Version 1.10.12-release git a88d069 2024-08-02 21:02:27Z 64bit) is ready\n"
-        f"{switch.placed} session(s) since startup\n{len(switch.calls)} session(s) - peak {switch.peak}, last 5min {switch.peak} \n"
+        f"{switch.placed} session(s) since startup\n"
+        f"{len(switch.calls)} session(s) - peak {switch.peak}, last 5min {switch.peak} \n"
         "0 session(s) per Sec out of max 500, peak 0, last 5min 0 \n5000 session(s) max\n"
         "min idle cpu 0.00/100.00\nCurrent Stack Size/Max 240K/240K\n"
     )
 
 
-def _show(switch: "Switch", arg: str) -> str:
+def _show(switch: Board, arg: str) -> str:
     words = arg.split()
     if words[:1] not in (["channels"], ["calls"]):
         return "-USAGE: codec|endpoint|channels|calls|…\n"
@@ -119,27 +118,27 @@ def _show(switch: "Switch", arg: str) -> str:
     horizon = switch.clock.micros() - int(switch.channels_lag * 1e6)
     calls = [call for call in switch.calls.values() if call.text.created <= horizon]
     if words[-2:] != ["as", "json"]:
-        rows = "".join(",".join(str(v) for v in call.row().values()) + "\n" for call in calls)
-        head = ",".join(calls[0].row()) + "\n" if calls else ""
+        rows = "".join(",".join(str(v) for v in channel_row(call).values()) + "\n" for call in calls)
+        head = ",".join(channel_row(calls[0])) + "\n" if calls else ""
         return f"{head}{rows}\n{len(calls)} total.\n"
     if not calls:
         return '{"row_count": 0}\n'
-    rows_json = [] if "count" in words else [call.row() for call in calls]
+    rows_json = [] if "count" in words else [channel_row(call) for call in calls]
     return json.dumps({"row_count": len(calls), "rows": rows_json}, separators=(",", ":"), ensure_ascii=False) + "\n"
 
 
-def _fsctl(switch: "Switch", arg: str) -> str:
+def _fsctl(switch: Board, arg: str) -> str:
     if arg == "hupall":
         for call in list(switch.calls.values()):
             call.hangup("MANAGER_REQUEST", now=True)
     return "+OK\n"
 
 
-def _global(switch: "Switch", arg: str) -> str:
+def _global(switch: Board, arg: str) -> str:
     return {"hostname": switch.host, "core_uuid": switch.core_uuid}.get(arg, "-ERR no reply\n")
 
 
-def _setvar_multi(switch: "Switch", arg: str) -> str:
+def _setvar_multi(switch: Board, arg: str) -> str:
     uuid, _, pairs = arg.partition(" ")
     call = switch.calls.get(uuid)
     if call is None:
@@ -150,7 +149,7 @@ def _setvar_multi(switch: "Switch", arg: str) -> str:
     return "+OK\n"
 
 
-Command = Callable[["Switch", str], str]
+Command = Callable[[Board, str], str]
 _COMMANDS: dict[str, Command] = {
     "create_uuid": lambda _switch, _arg: str(uuid4()),
     "fsctl": _fsctl,

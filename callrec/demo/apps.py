@@ -3,15 +3,12 @@
 import re
 import time
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
 from uuid import uuid4
 
 from callrec.demo import caller
 from callrec.demo.audio import RATE, prompt_samples
+from callrec.demo.channel import Channel
 from callrec.demo.events import block
-
-if TYPE_CHECKING:
-    from callrec.demo.channel import SimCall
 
 _READ_AHEAD = 16384  # samples that switch_ivr_play_file reads at once; playback_samples counts what was read
 _MICROS = 1_000_000 // RATE  # a sample lasts
@@ -22,7 +19,7 @@ _RESPONSE = "current_application_response"
 _Q850 = {"NORMAL_CLEARING": "16", "USER_BUSY": "17", "NO_ANSWER": "19", "DESTINATION_OUT_OF_ORDER": "27"}
 
 
-def announce(call: "SimCall", name: str, data: str, token: str) -> str:
+def announce(call: Channel, name: str, data: str, token: str) -> str:
     """CHANNEL_EXECUTE. What comes back is the Application-UUID: the Event-UUID of the sendmsg, or a new one."""
     token = token or str(uuid4())
     call.set(_RESPONSE, "")
@@ -32,7 +29,7 @@ def announce(call: "SimCall", name: str, data: str, token: str) -> str:
     return token
 
 
-def complete(call: "SimCall", name: str, data: str, token: str) -> None:
+def complete(call: Channel, name: str, data: str, token: str) -> None:
     response = call.text.variables.get(_RESPONSE, "_none_")
     call.fire("CHANNEL_EXECUTE_COMPLETE", _application(name, data, token, response))
 
@@ -42,7 +39,7 @@ def _application(name: str, data: str, token: str, response: str = "") -> bytes:
     return block([*((key, value) for key, value in lines if value), ("Application-UUID", token)])
 
 
-def execute(call: "SimCall", name: str, data: str, token: str) -> None:
+def execute(call: Channel, name: str, data: str, token: str) -> None:
     """Run one application. An unknown one hangs the caller up, without a CHANNEL_EXECUTE."""
     application = _APPLICATIONS.get(name)
     if application is None:
@@ -53,7 +50,7 @@ def execute(call: "SimCall", name: str, data: str, token: str) -> None:
     complete(call, name, data, token)
 
 
-def from_message(call: "SimCall", headers: dict[str, str]) -> None:
+def from_message(call: Channel, headers: dict[str, str]) -> None:
     """Run what a sendmsg asks for; under event-lock nothing else runs inside it."""
     was, call.locked = call.locked, headers.get("event-lock") == "true"
     call.set("current_loop", "1")
@@ -64,7 +61,7 @@ def from_message(call: "SimCall", headers: dict[str, str]) -> None:
     call.locked = was
 
 
-def play(call: "SimCall", path: str, stops: Callable[[str], bool] | None) -> str:
+def play(call: Channel, path: str, stops: Callable[[str], bool] | None) -> str:
     """Play a prompt or a silence. Keys are dequeued while it plays; `stops` says which of them end it.
 
     `stops` None leaves the keys in their queue, as prompts played without an input callback do.
@@ -101,7 +98,7 @@ def play(call: "SimCall", path: str, stops: Callable[[str], bool] | None) -> str
     return status
 
 
-def _play_on(call: "SimCall", end: int, stops: Callable[[str], bool] | None) -> str:
+def _play_on(call: Channel, end: int, stops: Callable[[str], bool] | None) -> str:
     while True:
         if call.down or call.taken_back():
             return _FAILED
@@ -122,11 +119,11 @@ def _play_on(call: "SimCall", end: int, stops: Callable[[str], bool] | None) -> 
             call.wait(end, lambda: _disturbed(call, stops is not None))
 
 
-def _disturbed(call: "SimCall", keys: bool) -> bool:
+def _disturbed(call: Channel, keys: bool) -> bool:
     return bool(call.broken or (keys and call.digits) or (call.queue and not call.locked) or call.taken_back())
 
 
-def _playback(call: "SimCall", data: str) -> None:
+def _playback(call: Channel, data: str) -> None:
     call.set("playback_terminator_used", "")
 
     def stops(digit: str) -> bool:
@@ -139,7 +136,7 @@ def _playback(call: "SimCall", data: str) -> None:
     call.set(_RESPONSE, _RESPONSES[play(call, data, stops)])
 
 
-def _play_and_get_digits(call: "SimCall", data: str) -> None:
+def _play_and_get_digits(call: Channel, data: str) -> None:
     """<min> <max> <tries> <timeout> <terminators> <file> <invalid_file> [<var> [<regex> [<digit_timeout>]]]"""
     words = [*data.split(" "), "", "", ""]
     least, most, tries, timeout = (int(word) for word in words[:4])
@@ -163,7 +160,7 @@ def _play_and_get_digits(call: "SimCall", data: str) -> None:
         play(call, invalid, None)
 
 
-def _collect(call: "SimCall", size: tuple[int, int], waits: tuple[int, int], ends: str, file: str) -> str:
+def _collect(call: Channel, size: tuple[int, int], waits: tuple[int, int], ends: str, file: str) -> str:
     """The keys of one try. The first one ends the prompt; a terminator or the last one ends the try."""
     got, finished = "", False
 
@@ -189,33 +186,59 @@ def _collect(call: "SimCall", size: tuple[int, int], waits: tuple[int, int], end
     return got
 
 
-def _sleep(call: "SimCall", data: str) -> None:
+def _sleep(call: Channel, data: str) -> None:
     call.wait(call.at + (int(data) if data.isdecimal() else 0) * 1000, call.taken_back)
 
 
-def _set(call: "SimCall", data: str) -> None:
+def _set(call: Channel, data: str) -> None:
     name, _, value = data.partition("=")
     call.set(name.strip(), value)
 
 
-def _multiset(call: "SimCall", data: str) -> None:
+def _multiset(call: Channel, data: str) -> None:
     separator, pairs = (data[2], data[3:]) if data.startswith("^^") else (" ", data)
     for pair in pairs.split(separator):
         _set(call, pair)
 
 
-def _flush_dtmf(call: "SimCall", _data: str) -> None:
+def _flush_dtmf(call: Channel, _data: str) -> None:
     call.digits.clear()
 
 
-def _record_session(call: "SimCall", data: str) -> None:
+def _record_session(call: Channel, data: str) -> None:
     path, _, limit = data.partition("+")
     call.tape.start(path, float(limit) if limit.isdecimal() else 0.0, {})
 
 
-_APPLICATIONS: dict[str, Callable[["SimCall", str], object]] = {
+def converse(call: Channel) -> None:
+    """The caller talks to the agent."""
+    agent = str(uuid4())
+    call.answer()
+    call.tape.advance(call.seconds())
+    call.text.bridged = call.at
+    call.text.changed()
+    call.set("bridge_uuid", agent)
+    call.set("signal_bond", agent)
+    call.fact("bridged")
+    lead = block([("Bridge-A-Unique-ID", call.uuid), ("Bridge-B-Unique-ID", agent)])
+    call.fire("CHANNEL_BRIDGE", lead=lead)
+    call.reached(caller.CONVERSATION)
+    ends = (caller.AGENT_HANGS_UP, caller.HANG_UP)
+    if call.script.talk and not any(w.point == caller.CONVERSATION and a.kind in ends for w, a in call.script.steps):
+        call.plan(call.script.talk, caller.hang_up())
+    while not (call.down or call.agent_gone):
+        if call.digits:
+            call.dequeue()
+        elif call.queue:
+            from_message(call, call.queue.pop(0))
+        else:
+            call.wait(None, lambda: bool(call.agent_gone or call.digits or call.queue))
+    call.fire("CHANNEL_UNBRIDGE", lead=lead)
+
+
+_APPLICATIONS: dict[str, Callable[[Channel, str], object]] = {
     "answer": lambda call, _data: call.answer(),
-    "bridge": lambda call, _data: call.converse(),
+    "bridge": lambda call, _data: converse(call),
     "export": _set,
     "flush_dtmf": _flush_dtmf,
     "hangup": lambda call, data: call.hangup(data or "NORMAL_CLEARING"),
@@ -232,7 +255,7 @@ _APPLICATIONS: dict[str, Callable[["SimCall", str], object]] = {
 }
 
 
-def report(call: "SimCall") -> Iterator[tuple[str, str]]:
+def report(call: Channel) -> Iterator[tuple[str, str]]:
     """The variables that CHANNEL_HANGUP_COMPLETE has more than the events before it, in its order."""
     text = call.text
     times = {"start": text.created, "answer": text.answered, "bridge": text.bridged, "end": text.hung_up}
@@ -255,7 +278,7 @@ def report(call: "SimCall") -> Iterator[tuple[str, str]]:
         yield {"": "billsec", "m": "billmsec", "u": "billusec"}[unit], str(billed // part)
 
 
-def channel_row(call: "SimCall") -> dict[str, str]:
+def channel_row(call: Channel) -> dict[str, str]:
     """The line of `show channels`, its columns as 1.10.12 names and orders them."""
     text, script = call.text, call.script
     created = text.created // 1_000_000

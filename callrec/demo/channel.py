@@ -1,69 +1,115 @@
-"""One simulated inbound call: its dialplan, its caller, its recordings, its end.
+"""The channel of a simulated call: its time, its events, its keys, its end; and what it needs of its switch.
 
-The call's greenlet runs the dialplan: `socket`, then `bridge`. It also plays the caller, whose acts stand in an agenda
-by time, so that a key is pressed and a call ends at exactly the scripted moment. Events carry the call's own time: a
-prompt of 12 s ends 12 s after it began, however late the greenlet woke and whatever the speed.
+The caller's acts stand in an agenda by time, so that a key is pressed and a call ends at exactly the scripted moment.
+Events carry the call's own time: a prompt of 12 s ends 12 s after it began, however late the greenlet woke and whatever
+the speed.
 """
 
 import heapq
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping, Sequence
 from itertools import count
-from typing import TYPE_CHECKING
+from typing import Protocol
 from uuid import uuid4
 
-from gevent import socket
 from gevent.event import Event
 
-from callrec.demo import apps, caller
+from callrec.demo import caller
 from callrec.demo.caller import Act, CallScript
-from callrec.demo.events import ChannelText, block, framed
-from callrec.demo.eventsocket import EventSocket
-from callrec.demo.tape import Tape
-from callrec.errors import LinkTimeoutError
-
-if TYPE_CHECKING:
-    from callrec.demo.switch import Switch
+from callrec.demo.events import ChannelText, Heads, block, framed
 
 Fact = tuple[float, tuple[str | float, ...]]
 """Seconds since the call came in, and what happened: ("prompt", path, seconds played), ("key", digit), …"""
 
-_CONNECT = 10.0  # seconds of the clock on the wall
+
+class Clock:
+    """Simulated time, in microseconds since the epoch: starts at the real time and runs `speed` times as fast."""
+
+    def __init__(self, speed: float) -> None:
+        self.speed = speed
+        self._start = time.time_ns() // 1000
+        self._origin = time.monotonic_ns()
+
+    def micros(self) -> int:
+        return self._start + int((time.monotonic_ns() - self._origin) * self.speed) // 1000
 
 
-class SimCall:
-    """A call. `timeline` tells what happened: connected, answered, prompt, key, released (how: refused, closed,
-    timeout, exit, resume, died), recording and recorded (path), bridged, hangup (cause), killed."""
+class Link(Protocol):
+    """An event-socket connection, as a channel and the switch see it."""
 
-    def __init__(self, switch: "Switch", script: CallScript, *, late: bool = False) -> None:
+    @property
+    def finished(self) -> bool: ...
+    @property
+    def resume(self) -> bool: ...
+    def wants(self, name: str, uuid: str, owner: str = "") -> bool: ...
+    def offer(self, text: bytes, frame: bytes) -> None: ...
+    def hung_up(self) -> None: ...
+    def serve(self) -> None: ...
+    def end(self) -> None: ...
+    def drop(self) -> None: ...
+
+
+class Recorder(Protocol):
+    """What records a call."""
+
+    def __bool__(self) -> bool: ...
+    def start(self, path: str, limit: float, own: Mapping[str, str]) -> bool: ...
+    def stop(self, path: str) -> bool: ...
+    def change(self, path: str, verb: str) -> bool: ...
+    def advance(self, now: float) -> None: ...
+
+
+class Board(Protocol):
+    """The switch, as its channels and connections see it."""
+
+    clock: Clock
+    heads: Heads
+    host: str
+    core_uuid: str
+    password: str
+    listener: tuple[str, int]
+    socket_resume: bool
+    acl_rejects: bool
+    spool_umask: int
+    channels_lag: float
+    started: int
+    placed: int
+    peak: int
+
+    @property
+    def calls(self) -> Mapping[str, "Channel"]: ...
+    def wanted(self, name: str, call: "Channel") -> Sequence[Link]: ...
+    def deliver(self, name: str, event: bytes, frame: bytes, owner: str = "") -> None: ...
+    def hear(self, link: Link) -> None: ...
+    def forget(self, link: Link, *, gone: bool = True) -> None: ...
+    def attach(self, link: Link) -> None: ...
+    def gone(self, uuid: str) -> None: ...
+    def tick(self) -> None: ...
+
+
+class Channel:
+    """A call's channel, as applications, recordings and the event socket see it."""
+
+    tape: Recorder
+
+    def __init__(self, switch: Board, script: CallScript, *, late: bool = False) -> None:
         self.switch = switch
         self.script = script
         self.uuid = str(uuid4())
         self.at = switch.clock.micros()
         self.text = ChannelText(self.uuid, script.dialled, script.caller_number, script.caller_name, self.at)
         self.timeline: list[Fact] = []
-        self.link: EventSocket | None = None
+        self.link: Link | None = None
         self.digits: list[str] = []  # pressed and not yet dequeued
         self.queue: list[dict[str, str]] = []  # sendmsg not yet executed
         self.down = self.cut = self.locked = False  # hung up; taken back from `socket`; in an event-locked application
         self.broken = False  # uuid_break, until the application sees it
         self.prompts = 0
-        self.tape = Tape(self)
-        self._late = late or script.late_hangup  # CHANNEL_HANGUP comes after EXECUTE_COMPLETE
+        self.late = late or script.late_hangup  # CHANNEL_HANGUP comes after EXECUTE_COMPLETE
         self._agenda: list[tuple[int, int, Act]] = []
         self._order = count()
         self._wake = Event()
-        self._ended = Event()
-        self._agent_gone = False
-
-    def result(self, timeout: float) -> list[Fact]:
-        """The timeline, once the call is over. `timeout` is in seconds of the wall clock; LinkTimeoutError after it."""
-        if not self._ended.wait(timeout):
-            raise LinkTimeoutError("The simulated call did not end", detail=f"So far: {self.timeline}")
-        return self.timeline
-
-    @property
-    def ended(self) -> bool:
-        return self._ended.is_set()
+        self.agent_gone = False
 
     def fact(self, *what: str | float) -> None:
         self.timeline.append(((self.at - self.text.created) / 1e6, what))
@@ -91,13 +137,20 @@ class SimCall:
             self._wake.clear()
             self._wake.wait(None if then is None else max(0.0, (then - clock.micros()) / 1e6 / clock.speed))
 
+    def outlive_link(self) -> None:
+        """Return when the outbound connection has ended, after its linger time too."""
+        while self.link and not self.link.finished:
+            self._wake.clear()
+            self._wake.wait()
+
     def reached(self, point: str, number: int = 1, length: float = 0.0) -> None:
         """The call is at a point that the script may refer to; `length` is that of the prompt that starts."""
         for when, act in self.script.steps:
             if when.point == point and when.number == number:
-                self._plan(when.offset * length if point == caller.PROMPT else when.offset, act)
+                self.plan(when.offset * length if point == caller.PROMPT else when.offset, act)
 
-    def _plan(self, seconds: float, act: Act) -> None:
+    def plan(self, seconds: float, act: Act) -> None:
+        """The caller or the agent will do this, `seconds` from now."""
         heapq.heappush(self._agenda, (self.at + round(seconds * 1e6), next(self._order), act))
 
     def _act(self, act: Act) -> None:
@@ -106,7 +159,7 @@ class SimCall:
                 self.fact("pressed", digit)
                 self.digits.append(digit)
         elif act.kind == caller.AGENT_HANGS_UP:
-            self._agent_gone = True
+            self.agent_gone = True
         else:
             self.hangup(act.value or "NORMAL_CLEARING")
 
@@ -193,7 +246,7 @@ class SimCall:
         self.text.state_number = 10
         self.text.changed()
         self.fact("hangup", cause)
-        if not self._late:
+        if not self.late:
             self.fire("CHANNEL_HANGUP")
         self.down = True
         self._wake.set()
@@ -211,158 +264,9 @@ class SimCall:
             now = min(now, self._agenda[0][0]) if self._agenda else now
             self.tape.advance((max(self.at, now) - self.text.created) / 1e6)
 
-    # The dialplan
-
-    def run(self) -> None:
-        """The whole call. Whatever ends it, the call ends tidily."""
-        self._begin()
-        self._socket_application()
-        if not self.down:
-            self._bridge_application()
-        self.hangup("NORMAL_CLEARING")
-        self._end()
-
-    def _begin(self) -> None:
-        self.text.state, self.text.state_number, self.text.call_state = "CS_INIT", 1, "DOWN"
-        self.fire("CHANNEL_CREATE")
-        self.text.state, self.text.state_number, self.text.call_state = "CS_EXECUTE", 4, "RINGING"
-        self.text.changed()
-        leg, where = str(uuid4()), f"{self.switch.listener[0]}:{self.switch.listener[1]} async full"
-        for name, value in {
-            "direction": "inbound", "uuid": self.uuid, "session_id": str(self.switch.placed),
-            "channel_name": self.text.name, "read_codec": "L16", "read_rate": "8000", "write_codec": "L16",
-            "write_rate": "8000", "origination_uuid": leg, "origination_caller_id_number": self.script.caller_number,
-            "origination_caller_id_name": self.script.caller_name, "other_loopback_leg_uuid": leg, "loopback_leg": "B",
-            "DP_MATCH": f"ARRAY::{self.script.dialled}|:{self.script.dialled}", "call_uuid": self.uuid,
-            **self.script.variables,
-        }.items():  # fmt: skip
-            self.set(name, value)
-        if self.switch.socket_resume:
-            apps.execute(self, "set", "socket_resume=true", "")
-        self.reached(caller.ARRIVAL)
-        self._where = where
-
-    def _socket_application(self) -> None:
-        """`socket`, from the connection to the moment when the dialplan goes on."""
-        token = apps.announce(self, "socket", self._where, "")
-        self.set("socket_host", self.switch.listener[0])
-        how = self._listen()
-        if not self.down:
-            self.fact("released", how)
-        apps.complete(self, "socket", self._where, token)
-        self.cut = False
-
-    def _listen(self) -> str:
-        """How the listener let go of the call."""
-        try:
-            sock = socket.create_connection(self.switch.listener, timeout=_CONNECT)
-        except OSError:
-            return "refused"
-        link = self.link = EventSocket(self.switch, sock, self)
-        self.switch.attach(link)
-        self.wait(None, lambda: link.connected or link.finished)
-        if link.connected:
-            self.fact("connected")
-        elif not self.switch.socket_resume and not self.down:
-            # switch_ivr_park begins after the listener has ended, and nobody will ever unpark the call (13b).
-            self.fact("parked")
-            self.fire("CHANNEL_PARK")
-            self.wait(None, lambda: False)
-            self.fire("CHANNEL_UNPARK")
-            return "parked"
-        if link.connected and not self.down:
-            self.fire("CHANNEL_PARK")
-            self._park(link)
-            self.fire("CHANNEL_UNPARK")
-        if not link.connected:
-            return "timeout" if link.timed_out else "closed"
-        return "died" if not link.said_exit else "resume" if link.resume else "exit"
-
     def taken_back(self) -> bool:
         """True once a finished link has `resume`: the channel is reset, and what plays is cut off at once."""
         link = self.link
         resume = bool(link and (link.resume or self.text.variables.get("socket_resume") == "true"))
         self.cut = self.cut or bool(link and link.finished and resume)
         return self.cut
-
-    def _park(self, link: EventSocket) -> None:
-        while not self.down:
-            # Without media nothing reads the channel, and keys stay in its queue.
-            listening = bool(self.text.answered or self.text.media)
-            if self.taken_back():
-                return
-            if self.queue:
-                apps.from_message(self, self.queue.pop(0))
-            elif self.digits and listening:
-                self.dequeue()
-            elif link.finished:
-                return
-            else:
-                self.broken = False
-                self.wait(None, lambda: bool(self.queue or link.finished or (self.digits and listening)))
-
-    def _bridge_application(self) -> None:
-        """`bridge` to the agent, until one of the two hangs up."""
-        where = "loopback/agent/default"
-        token = apps.announce(self, "bridge", where, "")
-        if not self.script.agent_answers:
-            self.hangup("NO_ANSWER")  # continue_on_fail is not set
-        else:
-            self.converse()
-        apps.complete(self, "bridge", where, token)
-
-    def converse(self) -> None:
-        """The caller talks to the agent."""
-        agent = str(uuid4())
-        self.answer()
-        self.tape.advance(self.seconds())
-        self.text.bridged = self.at
-        self.text.changed()
-        self.set("bridge_uuid", agent)
-        self.set("signal_bond", agent)
-        self.fact("bridged")
-        lead = block([("Bridge-A-Unique-ID", self.uuid), ("Bridge-B-Unique-ID", agent)])
-        self.fire("CHANNEL_BRIDGE", lead=lead)
-        self.reached(caller.CONVERSATION)
-        ends = (caller.AGENT_HANGS_UP, caller.HANG_UP)
-        if self.script.talk and not any(
-            w.point == caller.CONVERSATION and a.kind in ends for w, a in self.script.steps
-        ):
-            self._plan(self.script.talk, caller.hang_up())
-        while not (self.down or self._agent_gone):
-            if self.digits:
-                self.dequeue()
-            elif self.queue:
-                apps.from_message(self, self.queue.pop(0))
-            else:
-                self.wait(None, lambda: bool(self._agent_gone or self.digits or self.queue))
-        self.fire("CHANNEL_UNBRIDGE", lead=lead)
-
-    def _end(self) -> None:
-        """The order of the end, as 76 of 80 calls had it (10b); the others: CHANNEL_HANGUP late."""
-        if self._late:
-            self.fire("CHANNEL_HANGUP")
-        self.state("CS_HANGUP", 10)
-        self.tape.finish()
-        self.call_state("HANGUP")
-        self.state("CS_REPORTING", 11)
-        for name, value in apps.report(self):
-            self.set(name, value)
-        self.switch.calls.pop(self.uuid, None)  # from here on the api knows it no more
-        self.fire("CHANNEL_HANGUP_COMPLETE", lead=block([("Hangup-Cause", self.text.cause)]))
-        if self.link:
-            self.link.hung_up()
-        self.state("CS_DESTROY", 12)
-        self.fire("CHANNEL_DESTROY")
-        self._ended.set()
-
-    def killed(self) -> None:
-        """The process is gone: the files stay as they are, nobody is told."""
-        self.tape.abandon()
-        self.down = True
-        self.fact("killed")
-        self._ended.set()
-
-    def row(self) -> dict[str, str]:
-        """The call's line of `show channels`."""
-        return apps.channel_row(self)

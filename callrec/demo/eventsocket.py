@@ -5,19 +5,16 @@ queue; a client that lets 100,000 events pile up loses its connection, as there.
 """
 
 import socket as stdlib_socket
-from typing import TYPE_CHECKING
+from contextlib import suppress
 from uuid import uuid4
 
 import gevent
 from gevent import socket
 
 from callrec.demo import api
+from callrec.demo.channel import Board, Channel
 from callrec.demo.events import GOODBYE, MY_EVENTS, NAMES, block, framed
 from callrec.esl.wire import Headers, build_frame
-
-if TYPE_CHECKING:
-    from callrec.demo.channel import SimCall
-    from callrec.demo.switch import Switch
 
 _QUEUE = 100_000  # frames waiting to be sent (MAX_QUEUE_LEN)
 _LONGEST_COMMAND = 1024 * 1024  # bytes
@@ -30,9 +27,7 @@ _NOT_FULL = ("sendevent", "api ", "bgapi ", "log", "linger", "nolinger", "nolog"
 class EventSocket:
     """A connection and what it subscribed to. `channel` is set on outbound ones; `full` is their second argument."""
 
-    def __init__(
-        self, switch: "Switch", sock: socket.socket, channel: "SimCall | None" = None, full: bool = True
-    ) -> None:
+    def __init__(self, switch: Board, sock: socket.socket, channel: Channel | None = None, full: bool = True) -> None:
         self.channel = channel
         self.connected = self.finished = self.resume = self.said_exit = self.timed_out = False
         self.linger: float | None = None  # seconds; -1: for ever
@@ -45,7 +40,7 @@ class EventSocket:
         self._listening = False
         self._filters: list[tuple[str, str]] = []
         self._out: list[bytes] = []
-        self._sender: gevent.Greenlet | None = None
+        self._sender: gevent.Greenlet[[], None] | None = None
         self._running = True
         self._logging = False
         sock.setsockopt(stdlib_socket.IPPROTO_TCP, stdlib_socket.TCP_NODELAY, 1)
@@ -128,7 +123,8 @@ class EventSocket:
             while self._running and (end := buffer.find(b"\n\n")) >= 0:
                 self._sock.settimeout(None)
                 line, headers = _parse(buffer[:end])
-                length = int(headers.get("content-length", "0") or 0)
+                size = headers.get("content-length", "")
+                length = int(size) if size.isdecimal() else 0
                 if len(buffer) < end + 2 + length:
                     break
                 buffer = buffer[end + 2 + length :].lstrip(b"\n")
@@ -171,10 +167,8 @@ class EventSocket:
         self._shut()
 
     def _shut(self) -> None:
-        try:
+        with suppress(OSError):
             self._sock.shutdown(stdlib_socket.SHUT_RDWR)  # wakes the reader
-        except OSError:
-            pass
         self._sock.close()
 
     def hung_up(self) -> None:
@@ -206,16 +200,8 @@ class EventSocket:
             self._auth(line)
         elif line.startswith("filter "):
             self._filter(line[7:].strip())
-        elif self.channel and line.startswith("resume"):
-            self.resume = True
-            self.channel.set("socket_resume", "true")
-            self.reply("+OK")
-        elif self.channel and line.startswith("connect"):
-            self.connected = True
-            self.send(self.channel.data(self._full))
-            self.channel.poke()
-        elif self.channel and line.startswith("getvar"):
-            self.reply(self.channel.text.variables.get(rest, "") or "-ERR command not found")
+        elif self.channel and line.startswith(("resume", "connect", "getvar")):
+            self._of_the_call(self.channel, word, rest)
         elif line.startswith("myevents") and (self.channel or rest):
             self._myevents()
         elif line.startswith("divert_events"):
@@ -233,12 +219,24 @@ class EventSocket:
         else:
             self._subscription(line)
 
+    def _of_the_call(self, channel: Channel, word: str, rest: str) -> None:
+        if word == "resume":
+            self.resume = True
+            channel.set("socket_resume", "true")
+            self.reply("+OK")
+        elif word == "connect":
+            self.connected = True
+            self.send(channel.data(self._full))
+            channel.poke()
+        else:
+            self.reply(channel.text.variables.get(rest) or "-ERR command not found")
+
     def _auth(self, line: str) -> None:
         if line.startswith("auth "):
             self._authed = self._running = line[5:] == self._switch.password
             if self._authed:
                 self._sock.settimeout(None)
-                self._switch.listeners.add(self)
+                self._switch.hear(self)
             self.reply("+OK accepted" if self._authed else "-ERR invalid")
         else:
             self.reply("-ERR command not found")
@@ -308,7 +306,7 @@ class EventSocket:
             self._listening = self._listening or bool(known)
             self._names |= NAMES if "ALL" in known else known
             if known and self.channel and not self.mine:
-                self._switch.listeners.add(self)  # without `myevents` an outbound link hears every call
+                self._switch.hear(self)  # without `myevents` an outbound link hears every call
             form = next((n for n in names[:1] if n in {"json", "xml"}), "plain")
             self.reply(f"+OK event listener enabled {form}" if known else "-ERR no keywords supplied")
         elif word == "nixevent":
@@ -339,7 +337,7 @@ class EventSocket:
         if line == "linger":
             self.linger = -1.0
             return "+OK will linger"
-        digits = line[7:].split(" ")[0]
+        digits = line[7:].partition(" ")[0]
         self.linger = float(digits) if digits.isdecimal() else 0.0  # atoi: a trailing space is no time at all
         return f"+OK will linger {int(self.linger)} seconds"
 

@@ -6,33 +6,35 @@ What it copies was seen in tests/transcripts or run against the real one; what i
 transfers, XML and JSON events.
 """
 
+import argparse
+import json
+import os
+import sys
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
+from typing import Any, TypeAlias
 from uuid import uuid4
 
 import gevent
 from gevent import socket
+from gevent.fileobject import FileObject
+from gevent.pool import Pool
 from gevent.server import StreamServer
 
-from callrec.demo.caller import CallScript
-from callrec.demo.channel import SimCall
+from callrec.demo.call import SimCall
+from callrec.demo.caller import CallScript, from_json
+from callrec.demo.channel import Channel, Clock, Link
 from callrec.demo.events import Heads, block, framed
 from callrec.demo.eventsocket import EventSocket
+from callrec.errors import CallrecError
+
+Task: TypeAlias = "gevent.Greenlet[..., object]"
 
 _TICK = 0.02  # seconds of the wall clock between two writes to the recordings
+_LONGEST_CALL = 3600.0  # seconds of the wall clock before a call is reported as it stands
+_CLIENTS = 64  # of the event socket at once
 _PATIENCE = 5.0  # seconds that stop() gives the calls to end
-
-
-class Clock:
-    """Simulated time, in microseconds since the epoch: starts at the real time and runs `speed` times as fast."""
-
-    def __init__(self, speed: float) -> None:
-        self.speed = speed
-        self._start = time.time_ns() // 1000
-        self._origin = time.monotonic_ns()
-
-    def micros(self) -> int:
-        return self._start + int((time.monotonic_ns() - self._origin) * self.speed) // 1000
 
 
 class Switch:
@@ -65,15 +67,16 @@ class Switch:
         self.clock = Clock(speed)
         self.host = "sim"
         self.calls: dict[str, SimCall] = {}  # that are up, by uuid
-        self.listeners: set[EventSocket] = set()  # that may get events of any call
+        self.listeners: set[Link] = set()  # that may get events of any call
         self.placed = self.peak = 0
         self._bind = event_socket
         self._heartbeat = heartbeat
         self._late_every = late_hangup_every
         self._server: StreamServer | None = None
-        self._links: set[EventSocket] = set()
-        self._tasks: set[gevent.Greenlet] = set()
-        self._ticker: gevent.Greenlet | None = None
+        self._links: set[Link] = set()  # all
+        self._clients: set[Link] = set()  # the inbound ones of them
+        self._tasks: set[Task] = set()
+        self._ticker: Task | None = None
         self._new_core()
 
     def _new_core(self) -> None:
@@ -89,9 +92,9 @@ class Switch:
 
     def start(self) -> None:
         """Listen on the event socket; the port is taken when this returns. OSError if it can't be had."""
-        self._server = StreamServer(self._bind, self._accept, backlog=64)
+        self._server = StreamServer(self._bind, self._accept, backlog=64, spawn=Pool(_CLIENTS))
         self._server.start()
-        self._bind = (str(self._server.server_host), int(self._server.server_port))
+        self._bind = (self._bind[0], int(self._server.address[1]))
         if self._heartbeat:
             self.spawn(self._beat)
 
@@ -99,9 +102,9 @@ class Switch:
         """As SIGTERM: every call is hung up, every file finished, every link told."""
         for call in list(self.calls.values()):
             call.hangup("SYSTEM_SHUTDOWN", now=True)
-        with gevent.Timeout(_PATIENCE, False):
-            while self.calls:
-                gevent.sleep(_TICK)
+        deadline = time.monotonic() + _PATIENCE
+        while self.calls and time.monotonic() < deadline:
+            gevent.sleep(_TICK)
         for link in list(self._links):
             link.end()
         self._down()
@@ -122,20 +125,20 @@ class Switch:
 
     def cut_event_socket(self) -> None:
         """Close every inbound connection without a word; the calls go on."""
-        for link in [link for link in self._links if link.channel is None]:
+        for link in list(self._clients):
             link.drop()
 
     def _down(self) -> None:
+        for link in list(self._links):
+            link.drop()
+        self._links.clear()
         if self._server is not None:
             self._server.stop(timeout=0)
             self._server = None
         gevent.killall(list(self._tasks), block=True, timeout=_PATIENCE)
-        for link in list(self._links):
-            link.drop()
-        self._links.clear()
         self.listeners.clear()
 
-    def spawn(self, what: Callable[..., object], *args: object) -> gevent.Greenlet:
+    def spawn(self, what: Callable[..., object], *args: object) -> Task:
         """A greenlet that ends with the switch."""
         task = gevent.spawn(what, *args)
         self._tasks.add(task)
@@ -173,24 +176,32 @@ class Switch:
     def _accept(self, sock: socket.socket, _address: object) -> None:
         link = EventSocket(self, sock)
         self._links.add(link)
-        self._tasks.add(gevent.getcurrent())
+        self._clients.add(link)
         link.serve()
-        self._tasks.discard(gevent.getcurrent())
 
-    def attach(self, link: EventSocket) -> None:
+    def attach(self, link: Link) -> None:
         """An outbound connection: it gets its own call's events, and ends with the switch."""
         self._links.add(link)
         self.spawn(link.serve)
 
-    def forget(self, link: EventSocket, *, gone: bool = True) -> None:
+    def gone(self, uuid: str) -> None:
+        """The channel is no more; the api does not know it from here on."""
+        self.calls.pop(uuid, None)
+
+    def hear(self, link: Link) -> None:
+        """This connection gets the events of every call that it asks for."""
+        self.listeners.add(link)
+
+    def forget(self, link: Link, *, gone: bool = True) -> None:
         """No more events of other calls to this connection; `gone`: it has ended."""
         self.listeners.discard(link)
         if gone:
             self._links.discard(link)
+            self._clients.discard(link)
 
-    def wanted(self, name: str, call: SimCall) -> list[EventSocket]:
+    def wanted(self, name: str, call: Channel) -> list[Link]:
         """Who gets an event of this name and call."""
-        links: Iterable[EventSocket] = self.listeners
+        links: Iterable[Link] = self.listeners
         if call.link is not None and call.link not in self.listeners:
             links = (call.link, *self.listeners)
         return [link for link in links if link.wants(name, call.uuid)]
@@ -217,7 +228,57 @@ class Switch:
             self.deliver("HEARTBEAT", event, framed(event))
 
 
-if __name__ == "__main__":
-    from callrec.demo.switch_process import main
+# In a process of its own
 
+
+def _address(text: str) -> tuple[str, int]:
+    host, _, port = text.rpartition(":")
+    return host, int(port)
+
+
+def _say(line: dict[str, Any]) -> None:
+    sys.stdout.write(json.dumps(line) + "\n")
+    sys.stdout.flush()
+
+
+def _report(key: object, call: SimCall) -> None:
+    with suppress(CallrecError):
+        call.result(_LONGEST_CALL)
+    _say({"id": key, "uuid": call.uuid, "timeline": call.timeline})
+
+
+def main() -> None:
+    """Line-JSON in and out until the input ends or says stop; the password is in the environment variable named.
+
+    First line out: {"event_socket": [host, port], "pid": n}. In: {"place": {script}, "id": any} or {"stop": true}. Out,
+    one for each call: {"id": any, "uuid": …, "timeline": [[seconds, [fact, …]], …]}, or {"id": any, "error": …}.
+    """
+    parser = argparse.ArgumentParser(prog="callrec.demo.switch", description="The simulated FreeSWITCH")
+    parser.add_argument("--listener", type=_address, required=True, metavar="HOST:PORT")
+    parser.add_argument("--event-socket", type=_address, default=("127.0.0.1", 0), metavar="HOST:PORT")
+    parser.add_argument("--password-env", default="CALLREC_EVENT_SOCKET_PASSWORD", metavar="NAME")
+    parser.add_argument("--speed", type=float, default=1.0)
+    options = parser.parse_args()
+    switch = Switch(
+        listener=options.listener,
+        event_socket=options.event_socket,
+        password=os.environ[options.password_env],
+        speed=options.speed,
+    )
+    switch.start()
+    _say({"event_socket": switch.event_socket_address, "pid": os.getpid()})
+    for text in FileObject(sys.stdin.fileno(), "r", close=False):
+        command = json.loads(text)
+        if "stop" in command:
+            break
+        try:
+            call = switch.place(from_json(command["place"]))
+        except (CallrecError, KeyError, TypeError, ValueError) as problem:
+            _say({"id": command.get("id"), "error": str(problem)})
+            continue
+        gevent.spawn(_report, command.get("id"), call)
+    switch.stop()
+
+
+if __name__ == "__main__":
     main()

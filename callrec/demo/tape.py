@@ -1,21 +1,18 @@
 """The recordings of one simulated call: what uuid_record starts, changes and stops, and the events that tell of it."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 from callrec.demo import caller
 from callrec.demo.audio import AGENT, CALLER
+from callrec.demo.channel import Channel
 from callrec.demo.events import block
 from callrec.demo.recorder import Recording
-
-if TYPE_CHECKING:
-    from callrec.demo.channel import SimCall
 
 
 class Tape:
     """Everything that records this call, by path."""
 
-    def __init__(self, call: "SimCall") -> None:
+    def __init__(self, call: Channel) -> None:
         self._call = call
         self._running: dict[str, Recording] = {}
 

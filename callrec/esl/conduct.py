@@ -232,6 +232,7 @@ class Conduct:
                 case do.Discard():
                     self._discard(command.reason)
                 case do.Void():
+                    self._flush()
                     self.node.records.void(self.facts.recording_id, command.reason)
         except LinkError:
             # The link tells of its end by itself; what it could not carry, the deadlines of the machine notice.
@@ -323,6 +324,7 @@ class Conduct:
             self.node.spool.withdraw(self.facts.recording_id)
         except SpoolError as error:
             log.error("discard_failed", recording=self.facts.recording_id, detail=error.detail)
+        self._flush()  # why it is discarded comes before that it was
         self.node.records.void(self.facts.recording_id, reason)
 
     # what is told about it

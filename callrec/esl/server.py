@@ -54,6 +54,10 @@ class OutboundServer:
                 hint="Is another callrec running, or the address not this machine's?",
             ) from None
 
+    def close(self) -> None:
+        """Accept no more; FreeSWITCH finds nobody, and the dialplan goes on. Calls under way go on too."""
+        self._listener.close()
+
     def stop(self, timeout: float) -> None:
         """Accept no more, give the calls `timeout` seconds to end, then end them."""
         self._listener.close()
@@ -93,7 +97,7 @@ class _Listener(StreamServer):
         self._accepted = accepted
 
     @classmethod
-    def get_listener(cls, address: tuple[str, int], backlog: int | None = None, family: int | None = None) -> Any:
+    def get_listener(cls, address: Any, backlog: int | None = None, family: int | None = None) -> Any:
         # gevent's own leaves its socket open when the address is taken.
         listener = socket.create_server(address, family=family or socket.AF_INET, backlog=backlog)
         listener.setblocking(False)

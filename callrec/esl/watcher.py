@@ -22,8 +22,7 @@ from callrec.esl.conduct import Conduct, Node, Registry
 from callrec.esl.link import InboundLink
 from callrec.esl.wire import Headers
 from callrec.log import Log
-from callrec.store.db import Row
-from callrec.store.records import CallFacts
+from callrec.store.records import OpenRecording
 
 log = Log(__name__)
 
@@ -113,42 +112,45 @@ class Watcher:
         """Compare what FreeSWITCH has with what we believe."""
         metrics.RESYNCS.inc()
         believed = [conduct for conduct in self._registry.all() if conduct.handed_on]
-        alive = channels(link.request("api show channels as json", _ANSWER).reply)
+        listed = channels(link.request("api show channels as json", _ANSWER).reply)
+
+        def alive(channel: str) -> bool:
+            # That list lags behind by up to seconds; a channel that it lacks is asked for by name.
+            return channel in listed or link.request(f"api uuid_exists {channel}", _ANSWER).reply == "true"
+
         for conduct in believed:
-            if conduct.facts.channel not in alive:
+            if not alive(conduct.facts.channel):
                 conduct.mailbox.put(on.Hangup())
         assert self._node is not None
         try:
-            rows = self._node.records.open_recordings()
+            left = self._node.records.open_recordings(self._node.policy)
         except StoreError as error:
             log.warning("resync_without_postgres", detail=error.detail)
             return
-        for row in rows:
-            age = (datetime.now(UTC) - row["authorised_at"]).total_seconds()
-            if self._registry.get(row["channel"]) is None and (age > _SETTLED or row["channel"] not in alive):
-                self._take_up(row, alive=row["channel"] in alive)
+        for recording in left:
+            if self._registry.get(recording.facts.channel) is None:
+                up = alive(recording.facts.channel)
+                age = (datetime.now(UTC) - recording.authorised_at).total_seconds()
+                if not up or age > _SETTLED:
+                    self._take_up(recording, alive=up)
 
-    def _take_up(self, row: Row, *, alive: bool) -> None:
+    def _take_up(self, left: OpenRecording, *, alive: bool) -> None:
         """Go on with a recording that a listener before us began."""
-        node = self._node
+        node, facts = self._node, left.facts
         assert node is not None
-        recording = row["recording_id"]
-        line = next((line for line in node.policy.lines.values() if line.id == row["line"]), None)
-        if node.spool.withdrawn(recording) or (
-            row["state"] == "authorised" and not node.spool.path(recording).exists()
-        ):
-            node.records.void(recording, "never_started")
+        file = node.spool.path(facts.recording_id)
+        if node.spool.withdrawn(facts.recording_id) or not (left.started or file.exists()):
+            node.records.void(facts.recording_id, "never_started")
             return
-        facts = CallFacts(row["call_id"], recording, row["channel"], line, row["arrived_at"])
-        log.info("recording_taken_up", call=facts.call_id, recording=recording, alive=alive)
-        if row["state"] == "authorised" and line is not None:
-            node.records.started(facts, row["authorised_at"])
-        if line is None or not alive:  # its line is no longer in the policy, or its call is over
+        log.info("recording_taken_up", call=facts.call_id, recording=facts.recording_id, alive=alive)
+        if facts.line is not None and not left.started:
+            node.records.started(facts, left.authorised_at)
+        if facts.line is None or not alive:  # its line is no longer in the policy, or its call is over
             if alive:
-                self.post(dialect.change_recording(row["channel"], "stop", str(node.spool.path(recording))))
-            node.records.finished(recording, datetime.now(UTC), None, abrupt=True)
+                self.post(dialect.change_recording(facts.channel, "stop", str(file)))
+            node.records.finished(facts.recording_id, datetime.now(UTC), None, abrupt=True)
             return
-        conduct = Conduct.revived(node, facts, row["decision"] or "", row["ordinal"])
+        conduct = Conduct.revived(node, facts, left.decision, left.ordinal)
         self._registry.add(conduct)
         gevent.spawn(self._conduct, conduct)
 

@@ -22,6 +22,7 @@ from callrec.errors import WireError
 MAX_HEADER = 256 * 1024  # bytes; a connect reply with all variables of a long call has about 10 KiB
 MAX_BODY = 4 * 1024 * 1024  # bytes; `show channels as json` has about 1 KiB a channel
 _LONGEST_LENGTH = 10  # digits of a Content-Length worth reading
+_EVENT = re.compile(rb"Content-Length: ([0-9]{1,10})\nContent-Type: text/event-plain\n")  # what most frames open with
 
 
 class Headers:
@@ -59,7 +60,7 @@ class Headers:
 
     def _find(self, name: str) -> int:
         """Where the value of `name` starts, or -1."""
-        key = b"\n%b: " % name.encode("utf-8", "replace")
+        key = f"\n{name}: ".encode()
         if self._raw.startswith(key[1:]):
             return len(key) - 1
         at = self._raw.find(key)
@@ -67,7 +68,9 @@ class Headers:
 
 
 def _decode(value: bytes) -> str:
-    return (unquote_to_bytes(value) if b"%" in value else value).decode("utf-8", "replace")
+    if b"%" in value:
+        value = unquote_to_bytes(value)
+    return value.decode("utf-8", "replace")
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,6 +173,10 @@ class FrameParser:
 
     def _open(self, block: bytes) -> None:
         """Check a whole header block and remember what kind of frame it opens."""
+        usual = _EVENT.fullmatch(block)
+        if usual and int(usual[1]) <= self._max_body:
+            self._block, self._type, self._length = Headers(block), "text/event-plain", int(usual[1])
+            return
         if not all(line.find(b": ") > 0 for line in block[:-1].split(b"\n")):
             raise WireError("A header line has no name or no colon", kind="bad_header")
         headers = Headers(block)

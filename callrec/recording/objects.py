@@ -2,8 +2,9 @@
 
 minio-py 7.2.20 does the work, except for the single PUT: minio-py wants the whole body in memory and hashes it once
 more, so that request is signed here with minio-py's signer over the SHA-256 that is known anyway, and the file is
-streamed. Above `single_put_limit` the object goes up in parts of `part_bytes`; servers drop the lock headers of a
-multipart upload, so the retention is set on the version afterwards, and the bucket's default covers the moment between.
+streamed. Above `single_put_limit` a GOVERNANCE object goes up in parts of `part_bytes`; servers drop the lock headers
+of a multipart upload, so the retention is set on the version afterwards, and the bucket's default covers the moment in
+between.
 
 Every wait has a deadline: `connect_seconds` for a connection and for each block sent, `read_seconds` for each answer
 and for each part of a multipart upload. Reading requests are repeated twice at most, after a jittered pause; a PUT is
@@ -39,6 +40,7 @@ from callrec.recording.transport import pool, refused, said_no, storage_errors
 
 _BLOCK = 64 * 1024
 _MOST_PARTS = 10_000  # of a multipart upload, as S3 has it
+_LARGEST_PUT = 5 << 30  # the same
 _PRESIGNED_SECONDS = 60
 _LOCK_TOLERANCE = timedelta(seconds=1)  # servers keep whole seconds
 _OK = 200
@@ -148,7 +150,8 @@ class S3Objects:
             "x-amz-meta-sha256": sha256.hex(),
             **{f"x-amz-meta-{name}": value for name, value in metadata.items()},
         }
-        if size <= self._single_put_limit:
+        # Where the bucket's default is GOVERNANCE, parts would end in a version that only a bypass can change.
+        if size <= (_LARGEST_PUT if mode is LockMode.COMPLIANCE else self._single_put_limit):
             return self._put(key, path, size, sha256, headers)
         stored = self._put_parts(key, path, size, headers)
         self.lock(key, stored.version_id, mode, until)
@@ -226,10 +229,10 @@ class S3Objects:
         otherwise the object is read back. Reading the lock needs the right s3:GetObjectRetention.
         """
         head = self._head(key, version_id)
-        said = {name.lower(): value for name, value in (head.metadata or {}).items()}
+        said = _headers(head)
         _same("size", str(size), str(head.size))
-        _same("lock mode", mode.value, said.get("x-amz-object-lock-mode", "none"))
-        held = _instant(said.get("x-amz-object-lock-retain-until-date", ""))
+        locked, held = _lock(said)
+        _same("lock mode", mode.value, locked or "none")
         if held is None or abs(held - until) > _LOCK_TOLERANCE:
             _same("lock date", until.astimezone(UTC).isoformat(), held.isoformat() if held else "none")
         checksum = said.get("x-amz-checksum-sha256", "")
@@ -240,6 +243,10 @@ class S3Objects:
         for block in self.read(key, version_id):
             found.update(block)
         _same("SHA-256", sha256.hex(), found.hexdigest())
+
+    def lock_of(self, key: str, version_id: str) -> tuple[str, datetime | None]:
+        """The lock's mode and end as the server holds them now; an empty mode where there is no lock."""
+        return _lock(_headers(self._head(key, version_id)))
 
     def read(self, key: str, version_id: str) -> Iterator[bytes]:
         """The bytes of a version, in blocks."""
@@ -322,6 +329,15 @@ class S3Objects:
             )
             for error in faults:  # a lazy generator: nothing happens before it is asked
                 raise refused("delete a version", error.code or "", status=0)
+
+
+def _headers(head: Object) -> dict[str, str]:
+    return {name.lower(): value for name, value in (head.metadata or {}).items()}
+
+
+def _lock(headers: Mapping[str, str]) -> tuple[str, datetime | None]:
+    until = _instant(headers.get("x-amz-object-lock-retain-until-date", ""))
+    return headers.get("x-amz-object-lock-mode", ""), until
 
 
 def _stored(version_id: str | None, etag: str | None) -> Stored:

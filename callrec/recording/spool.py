@@ -28,6 +28,7 @@ from callrec.errors import SpoolError
 _MODE = 0o2770  # FreeSWITCH is another user of the same group; setgid hands that group on to its files
 _RATES = frozenset({"8000", "11025", "12000", "16000", "22050", "24000", "32000", "44100", "48000", "96000"})
 _PLAIN = re.compile(r"/[A-Za-z0-9._/-]*")
+_BLOCK = 64 * 1024
 _ROOM_SECONDS = 0.5  # how long has_room() believes its last count
 
 
@@ -104,6 +105,14 @@ class Spool:
     def path(self, recording_id: UUID) -> Path:
         """Where FreeSWITCH writes this recording."""
         return self._rec / f"{recording_id}.wav"
+
+    def open_plain(self, recording_id: UUID) -> BinaryIO | None:
+        """The recording as FreeSWITCH wrote it, to be read and closed; None where there is no such file."""
+        with _spool_errors("A recording can't be read", self.root):
+            try:
+                return self.path(recording_id).open("rb")
+            except FileNotFoundError:
+                return None
 
     # Room
 
@@ -192,6 +201,15 @@ class Spool:
                 return self._note_path(recording_id).read_bytes() if self.sealed_path(recording_id).exists() else None
             except FileNotFoundError:
                 return None
+
+    def read_sealed(self, recording_id: UUID) -> Iterator[bytes]:
+        """The ciphertext in blocks."""
+        with (
+            _spool_errors("A sealed recording can't be read", self.root),
+            self.sealed_path(recording_id).open("rb") as file,
+        ):
+            while block := file.read(_BLOCK):
+                yield block
 
     def drop_sealed(self, recording_id: UUID) -> None:
         """Remove the sealed form and unfinished attempts at it; the ciphertext first, so that no note outlasts it."""

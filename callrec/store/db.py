@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import gevent
 import psycopg
@@ -65,6 +65,13 @@ class Database:
 
     def close(self) -> None:
         self._pool.close(timeout=1.0)
+
+    def __enter__(self) -> Self:
+        self.open()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def run(self, name: str, params: Mapping[str, Any] | None = None, *, timeout: float | None = None) -> list[Row]:
         """Run one named statement, give its rows. StoreError when Postgres refuses, is away, or is late."""

@@ -14,7 +14,7 @@ import psycopg
 from callrec.errors import StoreError
 from callrec.log import Log
 from callrec.metrics import RETRIES
-from callrec.store.db import Database
+from callrec.store.db import Database, Row
 
 log = Log(__name__)
 
@@ -22,9 +22,37 @@ _CHANNEL = "callrec_order"
 _LONGEST_PAUSE = 5.0
 
 
-def send(database: Database, channel: str, order: str) -> None:
-    """Have `order` carried out on the call on FreeSWITCH's `channel`, by whichever node has it."""
-    database.run("order", {"payload": json.dumps({"channel": channel, "order": order})})
+_OUTCOMES = {
+    "mask": ("recording_masked", "recording_not_masked"),
+    "unmask": ("recording_unmasked", "recording_not_unmasked"),
+    "stop": ("recording_stopped",),
+    "withdraw": ("consent_withdrawn", "withdrawal_without_effect"),
+}
+
+
+def carry_out(database: Database, call: str, order: str, timeout: float = 5.0) -> str:
+    """Have an order carried out by whichever node has the call; give the ledger entry that says what came of it.
+
+    `call` is a call's id, its recording's, or its channel's. StoreError when there is no such call, and when nobody
+    carried the order out within `timeout` seconds: the call is over, or is not being recorded.
+    """
+    known = database.one("call_of", {"id": call})
+    if known is None:
+        raise StoreError("There is no such call", hint="`callrec calls` lists them")
+    before = len(_outcomes(database, known, order))
+    database.run("order", {"payload": json.dumps({"channel": known["channel"], "order": order})})
+    with gevent.Timeout(timeout, False):  # type: ignore[arg-type] # False: end the block quietly (gevent's manual)
+        while True:
+            outcomes = _outcomes(database, known, order)
+            if len(outcomes) > before:
+                return str(outcomes[-1])
+            gevent.sleep(0.02)
+    raise StoreError(f"Nobody could {order} this call", detail="It is over, or is not being recorded")
+
+
+def _outcomes(database: Database, call: Row, order: str) -> list[str]:
+    entries = database.run("ledger_of", {"call_id": call["call_id"]})
+    return [entry["kind"] for entry in entries if entry["kind"] in _OUTCOMES[order]]
 
 
 class OrderDesk:

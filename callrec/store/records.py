@@ -7,11 +7,11 @@ from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
-from callrec.call.policy import Line
+from callrec.call.policy import Line, Policy
 from callrec.errors import StoreError
 from callrec.ledger.caller import Concealed
 from callrec.rights.retention import Inputs, retain_until
-from callrec.store.db import Database, Row
+from callrec.store.db import Database
 from callrec.store.scribe import Scribe
 
 
@@ -34,6 +34,17 @@ class Noted:
     kind: str
     body: dict[str, Any]
     at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class OpenRecording:
+    """A recording that Postgres calls neither finished nor gone."""
+
+    facts: CallFacts  # its line is None when the policy has that line no more
+    started: bool  # RECORD_START was noted
+    authorised_at: datetime
+    decision: str
+    ordinal: int  # of the call's last note
 
 
 class CallRecords:
@@ -86,9 +97,21 @@ class CallRecords:
         about = {"recording_id": recording_id, "reason": reason, "node": self._node, "at": datetime.now(UTC)}
         self._scribe.write(("void", about))
 
-    def open_recordings(self) -> list[Row]:
+    def open_recordings(self, policy: Policy) -> list[OpenRecording]:
         """What this node was recording, as far as Postgres knows: what a listener that died left behind."""
-        return self._database.run("open_recordings", {"node": self._node})
+        lines = {line.id: line for line in policy.lines.values()}
+        return [
+            OpenRecording(
+                CallFacts(
+                    row["call_id"], row["recording_id"], row["channel"], lines.get(row["line"]), row["arrived_at"]
+                ),
+                row["state"] == "recording",
+                row["authorised_at"],
+                row["decision"] or "",
+                row["ordinal"],
+            )
+            for row in self._database.run("open_recordings", {"node": self._node})
+        ]
 
     def _call(
         self, facts: CallFacts, state: str, decision: str, notes: Sequence[Noted], ended_at: datetime | None

@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import gc
 import socket as plain
 import struct
 import time
@@ -81,16 +80,19 @@ def inbound(heard):
 
 @contextlib.contextmanager
 def ticking(limit=0.1):
-    """While this runs the hub is never away for longer than `limit` seconds."""
-    worst = 0.0
+    """While this runs nobody has the hub for longer than `limit` seconds at a stretch.
+
+    Counted in this thread's CPU time, so that a busy machine fails no test; a hub that blocks instead of working shows
+    in the wall clock, with room for the other processes.
+    """
+    worked = stood = 0.0
 
     def tick():
-        nonlocal worst
-        last = time.monotonic()
+        nonlocal worked, stood
         while True:
+            cpu, wall = time.thread_time(), time.monotonic()
             gevent.sleep(0.005)
-            now = time.monotonic()
-            worst, last = max(worst, now - last), now
+            worked, stood = max(worked, time.thread_time() - cpu), max(stood, time.monotonic() - wall)
 
     ticker = gevent.spawn(tick)
     gevent.sleep(0.01)
@@ -99,11 +101,11 @@ def ticking(limit=0.1):
         gevent.sleep(0.01)
     finally:
         ticker.kill()
-    assert 0 < worst < limit
+    assert 0 < worked < limit
+    assert stood < 5 * limit
 
 
 def resident():
-    gc.collect()
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
 
 
@@ -258,7 +260,7 @@ def test_a_flood_of_valid_frames_leaves_the_hub_to_others(pair, heard):
     flood = wire.build_event("DTMF", {"DTMF-Digit": "1"}) * 5000
     flooding = gevent.get_hub().threadpool.spawn(flood_from_a_thread, peer.fileno(), flood)
     with ticking():
-        until(lambda: len(heard.events) > 20_000, 20)
+        until(lambda: len(heard.events) > 60_000, 20)
     link.close()
     flooding.get()
 
@@ -267,7 +269,7 @@ def flood_from_a_thread(descriptor, flood):
     sock = plain.socket(fileno=plain.dup(descriptor))
     with sock, contextlib.suppress(OSError):
         sock.setblocking(True)
-        for _ in range(5):
+        for _ in range(15):
             sock.sendall(flood)
 
 
@@ -444,6 +446,13 @@ def test_inbound_connects_and_asks(inbound, heard):
         link.connect()
     link.close()
     assert heard.closes == 1
+
+
+def test_an_idle_link_outlives_the_timeout_of_its_connect(inbound, heard):
+    link = inbound(play_freeswitch, timeout=0.1)
+    link.connect()
+    assert not heard.closed.wait(0.3)
+    assert link.request("api status", 1).reply == "+OK api status"
 
 
 def test_a_wrong_password_is_named(inbound, heard):

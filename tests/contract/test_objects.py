@@ -258,7 +258,7 @@ def test_a_server_that_accepts_and_stays_silent(connect, tmp_path):
         silent.bind(("127.0.0.1", 0))
         silent.listen(100)
         endpoint = f"http://127.0.0.1:{silent.getsockname()[1]}"
-        mute = connect("bucket", endpoint=endpoint, connect_seconds=0.3, read_seconds=0.3, single_put_limit=6 * MIB)
+        mute = connect("bucket", endpoint=endpoint, connect_seconds=0.15, read_seconds=0.15, single_put_limit=6 * MIB)
         for fails in every_operation(mute, file):
             began = time.monotonic()
             with pytest.raises(StorageError) as caught:

@@ -1,7 +1,9 @@
 """The private stack: everything answers, is private, survives what it must, and leaves nothing behind."""
 
+import io
 import os
 import re
+import shutil
 import signal
 import stat
 import subprocess
@@ -90,12 +92,30 @@ def test_a_wrong_postgres_password_is_refused(stack):
         psycopg.connect(url, connect_timeout=5)
 
 
+def test_a_fresh_database_is_another_each_time_and_empty(fresh_database):
+    first, second = fresh_database(migrate=False), fresh_database(migrate=False)
+    with psycopg.connect(first, connect_timeout=5) as connection:
+        connection.execute("CREATE TABLE mine (figure int)")
+    with psycopg.connect(second, connect_timeout=5) as connection:
+        assert connection.execute("SELECT to_regclass('mine')").fetchone() == (None,)
+
+
+def test_migrated_databases_have_the_schema_and_share_nothing(fresh_database):
+    first, second = fresh_database(migrate=True), fresh_database(migrate=True)
+    assert first != second
+    for url in (first, second):
+        with psycopg.connect(url, connect_timeout=5) as connection:
+            assert connection.execute("SELECT count(*) > 0 FROM schema_migration").fetchone() == (True,)
+            connection.execute("CREATE TABLE mine (figure int)")
+
+
 def test_killed_postgres_and_gateway_keep_what_was_committed(own_stack):
     stack = own_stack()
     with psycopg.connect(stack.postgres_url, connect_timeout=5) as connection:
         connection.execute("CREATE TABLE kept AS SELECT 7 AS figure")
     objects = s3_client(stack.s3)
     objects.make_bucket(bucket_name="kept")
+    objects.put_object(bucket_name="kept", object_name="letter", data=io.BytesIO(b"dear"), length=4)
     with redis.Redis.from_url(stack.redis_url, socket_timeout=5) as client:
         client.set("gone", "1")
 
@@ -109,7 +129,7 @@ def test_killed_postgres_and_gateway_keep_what_was_committed(own_stack):
 
     with psycopg.connect(stack.postgres_url, connect_timeout=5) as connection:
         assert connection.execute("SELECT figure FROM kept").fetchone() == (7,)
-    assert objects.bucket_exists(bucket_name="kept")
+    assert objects.get_object(bucket_name="kept", object_name="letter").data == b"dear"
     with redis.Redis.from_url(stack.redis_url, socket_timeout=5) as client:
         assert client.get("gone") is None
 
@@ -118,7 +138,7 @@ def test_services_die_with_a_killed_owner():
     directory = stack_directory()
     root = directory / "stack"
     program = f"""
-        import sys, time
+        import time
         from pathlib import Path
         from callrec.demo.stack import Stack
         stack = Stack(Path({str(root)!r}), env={{}})
@@ -126,20 +146,22 @@ def test_services_die_with_a_killed_owner():
         print(*stack.pids().values(), flush=True)
         time.sleep(60)
     """
-    owner = subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(program)], stdout=subprocess.PIPE, cwd=Path(__file__).parents[2]
-    )
-    try:
-        pids = [int(word) for word in owner.stdout.readline().split()]
-        assert len(pids) == len(PROGRAMS)
-        assert all(map(running, pids))
-    finally:
-        owner.send_signal(signal.SIGKILL)
-        owner.wait(5)
-        owner.stdout.close()
-    wait_until(lambda: not processes_under(root), 5, "the end of every service")
-    assert not any(map(running, pids))
-    subprocess.run(["rm", "-rf", str(directory)], check=True)
+    command = [sys.executable, "-c", textwrap.dedent(program)]
+    pids = []
+    with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=Path(__file__).parents[2]) as owner:
+        try:
+            pids = [int(word) for word in owner.stdout.readline().split()]
+            assert len(pids) == len(PROGRAMS)
+            assert all(map(running, pids))
+            owner.kill()
+            owner.wait(5)
+            wait_until(lambda: not any(map(running, pids)), 5, "the end of every service")
+            wait_until(lambda: not processes_under(root), 5, "the end of every helper")
+        finally:
+            owner.kill()
+            for pid in filter(running, pids):
+                os.kill(pid, signal.SIGKILL)
+            shutil.rmtree(directory, ignore_errors=True)
 
 
 def test_postgres_boots_where_its_user_can_not_go(own_stack):

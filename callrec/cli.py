@@ -1,0 +1,255 @@
+"""The command line. Exit status: 0 done, 1 refused or failed (and why on standard error), 2 wrong usage."""
+
+import argparse
+import getpass
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TypeAlias
+from uuid import UUID
+
+from callrec import __version__, log, service, tables
+from callrec.check import as_json, check, failed, render
+from callrec.config import Config, load
+from callrec.credentials import generate
+from callrec.demo import command as demo_command
+from callrec.errors import CallrecError
+from callrec.prompts import synthesise
+from callrec.recording.playback import Listening
+from callrec.store.db import migrate
+from callrec.store.orders import carry_out
+from callrec.supervisor import Supervisor
+
+_CONFIG = "/etc/callrec/callrec.toml"
+
+_EPILOG = """\
+First steps:
+  callrec demo                    see it work, on a private stack of its own
+  callrec check -c FILE           what is wrong with a configuration, and how to mend it
+  callrec keys                    new keys for one
+  callrec prompts, migrate, run   then: speak the notices, make the tables, go
+
+The configuration is FILE, or $CALLREC_CONFIG, or /etc/callrec/callrec.toml. Secrets come from the environment or from
+files that it names (callrec.example.toml lists them)."""
+
+
+def main(argv: Sequence[str]) -> int:
+    args = _parser().parse_args(argv)
+    try:
+        return int(args.run(args) or 0)
+    except CallrecError as error:
+        print(f"callrec: {error}", file=sys.stderr)
+        return 1
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="callrec",
+        description="Lawful call recording beside FreeSWITCH: announce, ask, record, lock, prove.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"callrec {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    _roles(commands)
+    _setting_up(commands)
+    _looking(commands)
+    _calls(commands)
+    return parser
+
+
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+
+
+def _command(commands: Commands, name: str, run: object, text: str, more: str = "") -> argparse.ArgumentParser:
+    parser = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}. {more}".strip())
+    parser.set_defaults(run=run)
+    parser.add_argument(
+        "-c", "--config", metavar="FILE", default=os.environ.get("CALLREC_CONFIG", _CONFIG), help="the configuration"
+    )
+    return parser
+
+
+def _roles(commands: Commands) -> None:
+    run = _command(commands, "run", _run, "run all roles of a node, each a process of its own")
+    listen = _command(
+        commands, "listen", _listen, "conduct calls", "Needs FreeSWITCH, Postgres and Redis; has no S3 credentials."
+    )
+    ship = _command(commands, "ship", _ship, "store finished recordings", "Needs the spool, Postgres and S3.")
+    for parser in (run, listen, ship):
+        parser.add_argument("--http", metavar="HOST:PORT", help="for /metrics, /healthz, /readyz; `none` for none")
+        parser.add_argument("--log-level", default="INFO", choices=["DEBUG", "INFO", "WARNING", "ERROR"])
+
+
+def _setting_up(commands: Commands) -> None:
+    judge = _command(commands, "check", _check, "say what is wrong with a configuration, without starting anything")
+    judge.add_argument("--json", action="store_true", help="findings as JSON")
+    _command(
+        commands,
+        "migrate",
+        _migrate,
+        "bring the database up to date",
+        "Logs in as the owner, who must be able to create roles and give away a table.",
+    )
+    prompts = _command(
+        commands,
+        "prompts",
+        _prompts,
+        "speak the notices with espeak-ng",
+        "Files that are there are kept: replace any of them with a studio recording.",
+    )
+    prompts.add_argument("-d", "--directory", type=Path, help="where to write, if not [prompts] directory")
+    prompts.add_argument("--force", action="store_true", help="overwrite files that are there")
+    keys = commands.add_parser("keys", help="make new keys", description="Make new keys and say where each belongs.")
+    keys.set_defaults(run=_keys)
+
+
+def _looking(commands: Commands) -> None:
+    for name, run, text in (
+        ("calls", _list_calls, "list calls and how they were decided"),
+        ("recordings", _list_recordings, "list recordings, their locks and where they are"),
+    ):
+        parser = _command(commands, name, run, text)
+        parser.add_argument("-n", "--limit", type=int, default=50, help="how many, the latest first (50)")
+        parser.add_argument("--json", action="store_true", help="one JSON object a line")
+    ledger = _command(commands, "ledger", _ledger, "show what the ledger holds of a call")
+    ledger.add_argument("call", help="the call's id, its recording's, or FreeSWITCH's of its channel")
+    ledger.add_argument("--json", action="store_true", help="one JSON object a line")
+    play = _command(
+        commands,
+        "play",
+        _play,
+        "open a recording, for a stated purpose",
+        "The listening is in the ledger before the first sample is written. Needs the private key.",
+    )
+    play.add_argument("recording", type=UUID, help="the recording's id")
+    play.add_argument("-o", "--output", type=Path, required=True, metavar="FILE.wav", help="where to write it")
+    play.add_argument("-p", "--purpose", required=True, help="what for; the recording's basis says what may be")
+    play.add_argument("--account", default=getpass.getuser(), help="who listens: an account's id, not a name")
+
+
+def _calls(commands: Commands) -> None:
+    for order, text in (
+        ("mask", "silence the recording of a running call from now on"),
+        ("unmask", "end the silence"),
+        ("stop", "end the recording of a running call and keep it"),
+        ("withdraw", "end the recording of a running call and discard it: the caller takes the consent back"),
+    ):
+        parser = _command(commands, order, _order, text)
+        parser.set_defaults(order=order)
+        parser.add_argument("call", help="the call's id, its recording's, or FreeSWITCH's of its channel")
+    demo = commands.add_parser("demo", help="see it work, on a private stack of its own")
+
+    demo_command.add_arguments(demo)
+    demo.set_defaults(run=demo_command.run)
+
+
+def _load(args: argparse.Namespace, role: str | None = None) -> Config:
+    return load(args.config, role=role)
+
+
+def _http(args: argparse.Namespace, config: Config) -> tuple[str, int] | None:
+    if args.http == "none":
+        return None
+    if args.http is None:
+        return config.http
+    host, _, port = args.http.rpartition(":")
+    if not host or not port.isdigit():
+        raise CallrecError(f"--http {args.http} is no address", hint="Give HOST:PORT or none")
+    return host, int(port)
+
+
+def _run(args: argparse.Namespace) -> None:
+
+    log.setup("supervisor", args.log_level)
+    config = _load(args)
+    for role in service.ROLES:
+        load(args.config, role=role)  # say now, and all at once, what a role would miss
+    Supervisor(config, _http(args, config) or config.http).run()
+
+
+def _listen(args: argparse.Namespace) -> None:
+
+    log.setup("listen", args.log_level)
+    config = _load(args, "listen")
+    service.listen(config, _http(args, config))
+
+
+def _ship(args: argparse.Namespace) -> None:
+
+    log.setup("ship", args.log_level)
+    config = _load(args, "ship")
+    service.ship(config, _http(args, config))
+
+
+def _check(args: argparse.Namespace) -> int:
+    findings = check(args.config)
+    print(as_json(findings) if args.json else render(findings))
+    return int(failed(findings))
+
+
+def _migrate(args: argparse.Namespace) -> None:
+
+    config = _load(args, "owner")
+    applied = migrate(config.postgres.url, config.postgres.users["owner"], config.secrets.postgres_password("owner"))
+    print("\n".join(f"applied {name}" for name in applied) or "up to date")
+
+
+def _prompts(args: argparse.Namespace) -> None:
+
+    written = synthesise(_load(args), args.directory, force=args.force)
+    print("\n".join(f"wrote {path}" for path in written) or "all prompts are there")
+
+
+def _keys(_args: argparse.Namespace) -> None:
+    print(generate())
+
+
+def _list_calls(args: argparse.Namespace) -> None:
+
+    with service.database(_load(args, "api"), "api") as store:
+        tables.show(store.run("calls", {"limit": args.limit}), tables.CALLS, as_json=args.json)
+
+
+def _list_recordings(args: argparse.Namespace) -> None:
+
+    with service.database(_load(args, "api"), "api") as store:
+        tables.show(store.run("recordings", {"limit": args.limit}), tables.RECORDINGS, as_json=args.json)
+
+
+def _ledger(args: argparse.Namespace) -> None:
+
+    with service.database(_load(args, "api"), "api") as store:
+        call = store.one("call_of", {"id": args.call})
+        if call is None:
+            raise CallrecError("There is no such call", hint="`callrec calls` lists them")
+        tables.show(store.run("ledger_of", {"call_id": call["call_id"]}), tables.LEDGER, as_json=args.json)
+
+
+def _play(args: argparse.Namespace) -> None:
+
+    unfinished = args.output.with_suffix(args.output.suffix + ".part")
+    try:
+        with service.player(_load(args, "api")) as opened:
+            pieces = opened.open(Listening(args.recording, args.purpose, args.account))
+            with unfinished.open("xb") as out:
+                for piece in pieces:
+                    out.write(piece)
+        unfinished.rename(args.output)
+    except OSError as error:
+        raise CallrecError(f"{args.output} can't be written", detail=error.strerror or "") from None
+    finally:
+        unfinished.unlink(missing_ok=True)
+    print(f"wrote {args.output}")
+
+
+def _order(args: argparse.Namespace) -> None:
+
+    with service.database(_load(args, "api"), "api") as store:
+        print(carry_out(store, args.call, args.order))

@@ -1,0 +1,177 @@
+"""What the law demanded of a call and what is there: everything is read back from where it must be, nothing believed.
+
+Spool, object store with its versions, ledger, key table and Redis are each asked themselves, and a stored recording is
+opened with the private key and listened to.
+"""
+
+import io
+import wave
+from array import array
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import UUID
+
+import psycopg
+from psycopg.rows import dict_row
+
+from callrec import service
+from callrec.config import Config
+from callrec.demo.installation import Installation
+from callrec.demo.scenarios import Demand, Scenario
+from callrec.errors import CallrecError
+from callrec.recording import envelope
+from callrec.recording.objects import Version
+from callrec.rights.retention import retain_until
+from callrec.store import live
+
+_BRIEF = 0.1  # seconds by which an accelerated call's lengths may differ
+
+
+@dataclass(slots=True)
+class Verdict:
+    """One call's line in the table. `wrong` says what differs from the demand; nothing: it is met."""
+
+    scenario: str
+    law: str
+    call: str = ""
+    agent: str = ""  # what is there, from here on
+    spool: str = ""
+    storage: str = ""
+    ledger: str = ""
+    redis: str = ""
+    wrong: list[str] = field(default_factory=list)
+
+
+class Inspector:
+    """Looks at what an installation holds of a call. A context manager: it keeps one connection of its own."""
+
+    def __init__(self, installation: Installation) -> None:
+        self._installation = installation
+        self._config: Config = installation.config
+        self._postgres = psycopg.connect(installation.stack.postgres_url, autocommit=True, row_factory=dict_row)
+        self._objects = service.objects(self._config, "api")  # the bucket's owner may not read what `ship` put
+        self._redis = live.connect(self._config.redis.url)
+
+    def __enter__(self) -> "Inspector":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._postgres.close()
+        self._objects.close()
+
+    def rows(self, statement: str, *values: object) -> list[dict[str, Any]]:
+        return self._postgres.execute(statement, values).fetchall()
+
+    def settled(self, channel: str) -> bool:
+        """Whether nothing more will happen to this call's recording."""
+        found = self.rows(
+            "SELECT c.ended_at, r.state FROM call c LEFT JOIN recording r USING (call_id) WHERE c.channel = %s", channel
+        )
+        return bool(found) and found[0]["ended_at"] and found[0]["state"] not in {"authorised", "recording", "finished"}
+
+    def judge(self, scenario: Scenario, channel: str, facts: Iterable[str]) -> Verdict:
+        """Compare everything with the demand. `facts` are what the switch saw of the call."""
+        demand = scenario.demand
+        verdict = Verdict(scenario.name, demand.law)
+        seen = set(facts)
+        verdict.agent = "reached" if "bridged" in seen else "not reached"
+        _differs(verdict, "agent reached", demand.reached_agent, "bridged" in seen)
+        calls = self.rows("SELECT * FROM call WHERE channel = %s", channel)
+        if len(calls) != 1:
+            verdict.wrong.append(f"{len(calls)} calls in Postgres")
+            return verdict
+        verdict.call = str(calls[0]["call_id"])
+        _differs(verdict, "decision", demand.decision, calls[0]["decision"])
+        recordings = self.rows("SELECT * FROM recording WHERE call_id = %s", calls[0]["call_id"])
+        self._ledger(verdict, demand, calls[0]["call_id"])
+        self._spool(verdict, [row["recording_id"] for row in recordings])
+        self._storage(verdict, demand, recordings)
+        self._live(verdict, demand, channel)
+        return verdict
+
+    def _ledger(self, verdict: Verdict, demand: Demand, call_id: UUID) -> None:
+        kinds = [
+            row["kind"] for row in self.rows("SELECT kind FROM ledger WHERE call_id = %s ORDER BY entry_id", call_id)
+        ]
+        verdict.ledger = f"{len(kinds)} entries"
+        rest = iter(kinds)
+        missing = [kind for kind in demand.kinds if kind not in rest]  # each looks on where the last was found
+        if missing:
+            verdict.wrong.append(f"ledger lacks {', '.join(missing)} (in order) in {', '.join(kinds)}")
+        if there := set(demand.never) & set(kinds):
+            verdict.wrong.append(f"ledger has {', '.join(sorted(there))}")
+
+    def _spool(self, verdict: Verdict, recording_ids: Sequence[UUID]) -> None:
+        folders = (self._installation.spool / folder for folder in ("rec", "sealed"))  # where audio may be
+        names = [path.name for folder in folders for path in folder.iterdir()]
+        left = [name for name in names if any(str(recording) in name for recording in recording_ids)]
+        verdict.spool = ", ".join(left) or "nothing"
+        _differs(verdict, "files in the spool", 0, len(left))
+
+    def _storage(self, verdict: Verdict, demand: Demand, recordings: Sequence[dict[str, Any]]) -> None:
+        ids = {str(row["recording_id"]) for row in recordings}
+        versions = [version for version in self._objects.versions("") if version.key.rsplit("/", 1)[-1] in ids]
+        keys = self.rows("SELECT recording_id FROM recording_key WHERE recording_id::text = ANY(%s)", list(ids))
+        if demand.basis is None:
+            verdict.storage = f"{len(versions)} versions, {len(keys)} keys"
+            _differs(verdict, "object versions", 0, len(versions))
+            _differs(verdict, "key rows", 0, len(keys))
+            return
+        if len(versions) != 1 or len(keys) != 1 or len(recordings) != 1:
+            verdict.wrong.append(f"{len(recordings)} recordings, {len(versions)} versions, {len(keys)} keys")
+            return
+        self._locked(verdict, demand, recordings[0], versions[0])
+
+    def _locked(self, verdict: Verdict, demand: Demand, row: dict[str, Any], version: Version) -> None:
+        basis = self._config.bases[str(demand.basis)]
+        _differs(verdict, "basis", basis.id, row["basis"])
+        until = retain_until(row["started_at"], basis.retention, self._config.operator.timezone)
+        mode, found = self._objects.lock_of(version.key, version.version_id)
+        verdict.storage = f"1 version, {mode} until {found:%d %b %Y}, 1 key" if found else f"1 version, lock {mode}"
+        _differs(verdict, "lock mode", basis.lock.value, mode)
+        _differs(verdict, "lock date", until, found)
+        _differs(verdict, "date in Postgres", until, row["retain_until"])
+        try:
+            sound = self._open(row, version)
+        except CallrecError as error:
+            verdict.wrong.append(f"does not open: {error}")
+            return
+        _listen(verdict, demand, sound)
+
+    def _open(self, row: dict[str, Any], version: Version) -> bytes:
+        sealed = self.rows("SELECT sealed FROM recording_key WHERE recording_id = %s", row["recording_id"])[0]["sealed"]
+        key = envelope.unseal(bytes(sealed), self._installation.private_key)
+        pieces = self._objects.read(version.key, version.version_id)
+        return b"".join(envelope.decrypt(pieces, key, row["recording_id"]))
+
+    def _live(self, verdict: Verdict, demand: Demand, channel: str) -> None:
+        fields = self._redis.hgetall(live.KEY.format(channel=channel))
+        verdict.redis = f"{fields.get('state', 'nothing')}, {fields.get('decision', '')}"
+        _differs(verdict, "state in Redis", True, fields.get("state") in {"ended", "unrecorded"})
+        _differs(verdict, "decision in Redis", demand.decision, fields.get("decision"))
+
+
+def _differs(verdict: Verdict, what: str, wanted: object, found: object) -> None:
+    if wanted != found:
+        verdict.wrong.append(f"{what}: wanted {wanted}, found {found}")
+
+
+def _listen(verdict: Verdict, demand: Demand, sound: bytes) -> None:
+    """Both channels carry sound throughout, but for the masked passage, which must be there when it was demanded."""
+    with wave.open(io.BytesIO(sound)) as file:
+        channels, rate = file.getnchannels(), file.getframerate()
+        samples = array("h", file.readframes(file.getnframes()))
+    seconds = len(samples) / channels / rate if channels else 0.0
+    verdict.storage += f", {seconds:.1f} s"
+    _differs(verdict, "channels", 2, channels)
+    block = rate // 10
+    silent = [not any(samples[at : at + 2 * block]) for at in range(0, len(samples) - 2 * block, 2 * block)]
+    masked = sum(silent) / 10
+    if demand.masked:
+        verdict.storage += f" ({masked:.1f} s masked)"
+        first, last = silent.index(True) if True in silent else 0, len(silent) - 1 - silent[::-1].index(True)
+        _differs(verdict, "one masked passage inside", True, masked > 1 and 0 < first < last < len(silent) - 1)
+        _differs(verdict, "masked throughout", True, all(silent[first : last + 1]))
+    else:
+        _differs(verdict, "no silence", True, masked <= _BRIEF)

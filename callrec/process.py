@@ -1,0 +1,80 @@
+"""What every role does as a process: end on request, watch its hub, say what it needs and whether that is there."""
+
+import ctypes
+import signal
+import time
+from collections.abc import Callable, Mapping
+
+import gevent
+from gevent.event import Event
+from prometheus_client import REGISTRY
+
+from callrec import metrics
+from callrec.errors import CallrecError
+from callrec.log import Log
+from callrec.web import health
+
+log = Log(__name__)
+
+_TICK = 0.1  # seconds
+_CHECK = 2.0  # seconds between looks at what a role needs
+_RECHECK = 0.2  # while it is missing
+_PR_SET_PDEATHSIG = 1
+
+
+def die_with_parent(sig: signal.Signals = signal.SIGTERM) -> None:
+    """Have the kernel send this process `sig` when the one that started it dies (prctl(2))."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(sig))
+
+
+class Role:
+    """One role's process. `needs` are questions, each answered within its own short deadline."""
+
+    def __init__(self, name: str, needs: Mapping[str, Callable[[], bool]]) -> None:
+        self.name = name
+        self.stopping = Event()
+        self._needs = needs
+        self._found: health.Readiness = dict.fromkeys(needs, False)
+        self._server: object = None
+        for sig in (signal.SIGTERM, signal.SIGINT):
+            gevent.signal_handler(sig, self.stopping.set)
+
+    def start(self, http: tuple[str, int] | None) -> None:
+        """Begin to watch, and to answer HTTP on `http` if it is given."""
+        gevent.spawn(self._watch_hub)
+        for need, there in self._needs.items():
+            gevent.spawn(self._watch, need, there)
+        if http is not None:
+            self._server = health.serve(http, health.app(lambda: REGISTRY, lambda: self._found))
+        log.info("role_started", http=f"{http[0]}:{http[1]}" if http else None)
+
+    def wait(self) -> None:
+        """Until the process is asked to end."""
+        self.stopping.wait()
+        log.info("role_stopping")
+
+    def _watch_hub(self) -> None:
+        latest = 0.0
+        while True:
+            begun = time.monotonic()
+            gevent.sleep(_TICK)
+            late = max(0.0, time.monotonic() - begun - _TICK)
+            latest = max(latest, late)
+            metrics.HUB_LAG.labels(self.name).set(late)
+            metrics.HUB_LAG_MAX.labels(self.name).set(latest)
+
+    def _watch(self, need: str, there: Callable[[], bool]) -> None:
+        gauge = metrics.DEPENDENCY_UP.labels(self.name, need)
+        gauge.set(0)
+        known: bool | None = None
+        while True:
+            try:
+                found = there()
+            except CallrecError:
+                found = False
+            if found != known and not (known is None and found):
+                (log.info if found else log.warning)("dependency_up" if found else "dependency_down", dependency=need)
+            known = found
+            self._found[need] = found
+            gauge.set(int(found))
+            gevent.sleep(_CHECK if found else _RECHECK)

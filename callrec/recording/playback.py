@@ -1,0 +1,95 @@
+"""Listening to a recording: for a stated purpose, by a named person, and noted before the first sample is given."""
+
+import hashlib
+import json
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+from uuid import UUID
+
+from callrec.errors import AccessDeniedError, CallrecError, EnvelopeError
+from callrec.recording import envelope
+
+
+class Objects(Protocol):
+    def read(self, key: str, version_id: str) -> Iterator[bytes]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Listening:
+    """Who wants to hear what, and what for (B9)."""
+
+    recording_id: UUID
+    purpose: str
+    account: str  # of the person who listens; an id, never a name: the ledger can't forget it
+
+
+class Player:
+    """Opens recordings. `run` is a statement of store/db.py by its name; it gives rows."""
+
+    def __init__(
+        self,
+        run: Callable[[str, Mapping[str, Any]], list[dict[str, Any]]],
+        objects: Objects,
+        private_key: bytes,
+        *,
+        node: str,
+        denied: Collection[str],
+        rights: Collection[str],
+    ) -> None:
+        self._run = run
+        self._objects = objects
+        self._private_key = private_key
+        self._node = node
+        self._denied = denied
+        self._rights = rights
+
+    def open(self, listening: Listening) -> Iterator[bytes]:
+        """The plain WAV file in pieces. The first piece comes only when the listening is in the ledger.
+
+        AccessDeniedError, noted too, for a purpose that this recording may not serve (B4-B6, B9, B10). EnvelopeError
+        when what is stored is not what was recorded: the pieces given until then may not be used.
+        """
+        row = self._find(listening.recording_id)
+        if listening.purpose in self._denied or not (
+            listening.purpose in row["purposes"] or listening.purpose in self._rights
+        ):
+            self._note("access_denied", listening, row)
+            allowed = ", ".join(sorted({*row["purposes"], *self._rights} - set(self._denied)))
+            raise AccessDeniedError(
+                f"This recording may not be heard for the purpose {listening.purpose!r}",
+                detail=f"Its basis is {row['basis']}",
+                hint=f"Purposes that it may serve: {allowed}",
+            )
+        if row["state"] != "stored" or row["sealed"] is None:
+            raise CallrecError("This recording can't be heard", detail=f"It is {row['state']}")
+        self._note("access_granted", listening, row)
+        return self._pieces(row)
+
+    def _find(self, recording_id: UUID) -> dict[str, Any]:
+        rows = self._run("sealed_recording", {"recording_id": recording_id})
+        if not rows:
+            raise CallrecError("There is no such recording", hint="`callrec recordings` lists them")
+        return rows[0]
+
+    def _pieces(self, row: Mapping[str, Any]) -> Iterator[bytes]:
+        key = envelope.unseal(bytes(row["sealed"]), self._private_key)
+        digest = hashlib.sha256()
+        for piece in envelope.decrypt(
+            self._objects.read(row["object_key"], row["version_id"]), key, row["recording_id"]
+        ):
+            digest.update(piece)
+            yield piece
+        if digest.digest() != bytes(row["plaintext_sha256"]):
+            raise EnvelopeError("What is stored is not what was recorded", detail="SHA-256 differs from the ledger's")
+
+    def _note(self, kind: str, listening: Listening, row: Mapping[str, Any]) -> None:
+        body = {"purpose": listening.purpose, "account": listening.account}
+        about = {
+            "call_id": row["call_id"],
+            "recording_id": listening.recording_id,
+            "kind": kind,
+            "body": json.dumps(body),
+            "node": self._node,
+        }
+        self._run("entry", about)

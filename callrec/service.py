@@ -1,0 +1,191 @@
+"""Builds the adapters and starts the roles; the one place that knows which part goes with which.
+
+`listen` has no S3 credentials, `ship` no event socket: each is a process that is given what its work needs.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from functools import partial
+
+import gevent
+
+from callrec import metrics
+from callrec.call import events as on
+from callrec.call.policy import Line, Prompt
+from callrec.config import Config
+from callrec.errors import StoreError
+from callrec.esl.conduct import Node, Registry
+from callrec.esl.link import OutboundServer
+from callrec.esl.listener import Listener
+from callrec.esl.watcher import Watcher
+from callrec.ledger.caller import conceal
+from callrec.log import Log
+from callrec.process import Role
+from callrec.recording.objects import S3Objects
+from callrec.recording.playback import Player
+from callrec.recording.spool import Spool
+from callrec.recording.upload import Shipper
+from callrec.sound import Sounds
+from callrec.store import live
+from callrec.store.db import Database
+from callrec.store.orders import OrderDesk
+from callrec.store.records import CallRecords
+from callrec.store.scribe import Scribe
+from callrec.store.shipping import ShipRecords
+
+log = Log(__name__)
+
+_DRAIN = 20.0  # seconds that calls in their interview have to end before they are released as they are
+_ROOM = 1.0  # seconds between looks at the spool
+
+ROLES = ("listen", "ship")
+
+
+def database(config: Config, role: str, *, size: int = 4) -> Database:
+    """The connections of one role."""
+    user, password = config.postgres.users[role], config.secrets.postgres_password(role)
+    return Database(config.postgres.url, user, password, size=size)
+
+
+def spool(config: Config) -> Spool:
+    return Spool(config.spool.path, config.spool.min_free, config.spool.max_size)
+
+
+def objects(config: Config, role: str) -> S3Objects:
+    access_key, secret_key = config.secrets.s3_keys(role)
+    return S3Objects(
+        endpoint=config.storage.endpoint,
+        region=config.storage.region,
+        bucket=config.storage.bucket,
+        access_key=access_key,
+        secret_key=secret_key,
+        single_put_limit=config.storage.single_put_limit,
+    )
+
+
+@contextmanager
+def player(config: Config) -> Iterator[Player]:
+    """What opens recordings, with the credentials of `api`."""
+    with database(config, "api") as store:
+        bucket = objects(config, "api")
+        try:
+            yield Player(
+                store.run,
+                bucket,
+                config.secrets.private_key(),
+                node=config.node,
+                denied=config.purposes.denied,
+                rights=config.purposes.rights,
+            )
+        finally:
+            bucket.close()
+
+
+def listen(config: Config, http: tuple[str, int] | None) -> None:
+    """Conduct calls until asked to end; then let interviews finish. Recordings that run go on without us."""
+    store = database(config, "listen", size=8)
+    scribe = Scribe(store)
+    directory = spool(config)
+    directory.prepare()
+    redis = live.connect(config.redis.url, config.secrets.redis_password())
+    view = live.LiveState(redis, live_ttl=config.redis.live_ttl_seconds, ended_ttl=config.redis.ended_ttl_seconds)
+    watcher = Watcher(*config.event_socket, config.secrets.event_socket_password())
+    sounds = Sounds()
+    node = Node(
+        policy=config.policy,
+        records=CallRecords(store, scribe, node=config.node, timezone=config.operator.timezone),
+        live=view,
+        spool=directory,
+        control=watcher,
+        prompts=partial(with_sounds, sounds),
+        conceal=partial(conceal, lookup_key=config.secrets.lookup_key(), public_key=config.public_key),
+        name=config.node,
+        decision_timeout=config.listen.decision_timeout,
+        room=directory.has_room(),
+    )
+    registry = Registry()
+    for line in config.policy.lines.values():
+        node.prompts(line)  # read each prompt before the first call needs it
+
+    def take_order(channel: str, order: str) -> None:
+        conduct = registry.get(channel)
+        if conduct is not None and order in set(on.Order):
+            conduct.mailbox.put(on.Ordered(on.Order(order)))
+
+    desk = OrderDesk(store.conninfo, take_order)
+    server = OutboundServer(config.listen.address, Listener(node, registry).serve, config.listen.max_calls)
+    role = Role(
+        "listen",
+        {"postgres": store.alive, "redis": view.alive, "event_socket": lambda: watcher.up, "spool": directory.has_room},
+    )
+    store.open()
+    for part in (scribe, view, desk):
+        part.start()
+    watcher.start(node, registry)
+    gevent.spawn(_keep_room_current, node)
+    server.start()
+    role.start(http)
+    role.wait()
+    server.close()
+    with gevent.Timeout(_DRAIN, False):  # type: ignore[arg-type] # False: end the block quietly (gevent's manual)
+        while any(not conduct.handed_on for conduct in registry.all()):
+            gevent.sleep(0.1)
+    server.stop(timeout=0)
+    watcher.stop()
+    desk.stop()
+    scribe.stop()
+    view.stop()
+    store.close()
+
+
+def with_sounds(sounds: Sounds, line: Line) -> Line:
+    """The line with its prompts as their files are at this moment: what the caller will hear is what is proved."""
+
+    def read(prompt: Prompt) -> Prompt:
+        sound = sounds.inspect(prompt.file)
+        return replace(prompt, audio_sha256=sound.sha256, seconds=sound.seconds)
+
+    notice = line.notice
+    ask = read(notice.ask) if notice.ask else None
+    return replace(line, notice=replace(notice, prompt=read(notice.prompt), ask=ask))
+
+
+def _keep_room_current(node: Node) -> None:
+    while True:
+        room = node.spool.has_room()
+        if room != node.room:
+            (log.info if room else log.error)("spool_has_room" if room else "spool_full")
+        node.room = room
+        gevent.sleep(_ROOM)
+
+
+def ship(config: Config, http: tuple[str, int] | None) -> None:
+    """Store finished recordings until asked to end. What is under way is finished, or begun again next time."""
+    store = database(config, "ship")
+    directory = spool(config)
+    directory.prepare()
+    bucket = objects(config, "ship")
+    records = ShipRecords(store, node=config.node)
+    shipper = Shipper(records, directory, bucket, config.public_key, config.node)
+    role = Role(
+        "ship", {"postgres": store.alive, "storage": lambda: bucket.check().object_lock, "spool": directory.has_room}
+    )
+    store.open()
+    with suppress(StoreError):  # Postgres is away: the leases end by themselves
+        records.unclaim()
+    gevent.spawn(_measure_spool, directory, records)
+    role.start(http)
+    shipper.run(role.stopping)
+    store.close()
+
+
+def _measure_spool(directory: Spool, records: ShipRecords) -> None:
+    while True:
+        room = directory.room()
+        metrics.SPOOL_BYTES.set(room.bytes_used)
+        metrics.SPOOL_FILES.set(room.files)
+        metrics.SPOOL_FREE.set(room.free)
+        metrics.SPOOL_OLDEST.set(room.oldest_age)
+        metrics.UPLOAD_LAG.set(records.lag())
+        gevent.sleep(_ROOM)

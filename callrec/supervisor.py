@@ -1,0 +1,125 @@
+"""`callrec run`: all roles of a small installation, each a process of its own with its own secrets alone.
+
+A role that ends is started again with a back-off. One HTTP address shows all of them: the roles share their metrics
+through files (prometheus-client's multiprocess mode), and the supervisor adds whether each runs.
+"""
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Mapping
+
+import gevent
+from gevent.event import Event
+from prometheus_client import CollectorRegistry, Counter, Gauge, Metric
+from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
+
+from callrec.config import Config
+from callrec.credentials import variables
+from callrec.log import Log
+from callrec.process import die_with_parent
+from callrec.service import ROLES
+from callrec.web import health
+
+log = Log(__name__)
+
+_GRACE = 30.0  # seconds from SIGTERM to SIGKILL: longer than a role takes to drain
+_LONGEST_PAUSE = 10.0
+_STEADY = 30.0  # seconds of running after which a role's earlier ends are forgotten
+
+
+def environment(role: str, env: Mapping[str, str], metrics_directory: str) -> dict[str, str]:
+    """What a role is given: the caller's environment without callrec's secrets, and of those its own."""
+    own = {name for variable in variables(role) for name in (variable, f"{variable}_FILE")}
+    kept = {name: value for name, value in env.items() if not name.startswith("CALLREC_") or name in own}
+    return kept | {"PROMETHEUS_MULTIPROC_DIR": metrics_directory}
+
+
+class Supervisor:
+    """Runs the roles until told to stop; leaves nothing running."""
+
+    def __init__(self, config: Config, http: tuple[str, int]) -> None:
+        self._config = config
+        self._http = http
+        self._stopping = Event()
+        self._children: dict[str, subprocess.Popen[bytes]] = {}
+        self._directory = ""
+        self._own = CollectorRegistry()
+        self._up = Gauge("callrec_role_up", "1 while the role's process runs", ["role"], registry=self._own)
+        self._starts = Counter("callrec_role_starts", "Starts of the role's process", ["role"], registry=self._own)
+
+    def run(self) -> None:
+        """Until SIGTERM or SIGINT."""
+        for sig in (signal.SIGTERM, signal.SIGINT):
+            gevent.signal_handler(sig, self._stopping.set)
+        self._directory = tempfile.mkdtemp(prefix="callrec-metrics-")
+        try:
+            server = health.serve(self._http, health.app(self._registry, self._readiness))
+            keepers = [gevent.spawn(self._keep, role) for role in ROLES]
+            log.info("supervisor_started", http=f"{self._http[0]}:{self._http[1]}", roles=list(ROLES))
+            self._stopping.wait()
+            for child in self._children.values():
+                if child.poll() is None:
+                    child.terminate()
+            gevent.joinall(keepers, timeout=_GRACE)
+            for child in self._children.values():
+                if child.poll() is None:
+                    child.kill()
+            gevent.killall(keepers)
+            server.stop(timeout=1)
+        finally:
+            shutil.rmtree(self._directory, ignore_errors=True)
+        log.info("supervisor_stopped")
+
+    def _keep(self, role: str) -> None:
+        """Have this role run for as long as we do."""
+        ends = 0
+        while not self._stopping.is_set():
+            begun = time.monotonic()
+            child = subprocess.Popen(  # noqa: S603 # our own program
+                [sys.executable, "-m", "callrec", role, "--config", str(self._config.path), "--http", "none"],
+                env=environment(role, os.environ, self._directory),
+                preexec_fn=die_with_parent,  # noqa: PLW1509 # one prctl; it takes no lock
+            )
+            self._children[role] = child
+            self._starts.labels(role).inc()
+            self._up.labels(role).set(1)
+            status = child.wait()
+            self._up.labels(role).set(0)
+            mark_process_dead(child.pid, self._directory)  # type: ignore[no-untyped-call] # no types there
+            if self._stopping.is_set():
+                return
+            ends = 0 if time.monotonic() - begun > _STEADY else ends + 1
+            log.error("role_ended", ended=role, status=status, ends=ends)
+            self._stopping.wait(random.uniform(0, min(_LONGEST_PAUSE, 0.1 * 2**ends)))  # noqa: S311 # jitter
+
+    def _registry(self) -> CollectorRegistry:
+        registry = CollectorRegistry()
+        MultiProcessCollector(registry, path=self._directory)  # type: ignore[no-untyped-call] # no types there
+        registry.register(_Both(self._own))
+        return registry
+
+    def _readiness(self) -> health.Readiness:
+        found = dict.fromkeys(ROLES, False)
+        for family in self._registry().collect():
+            if family.name == "callrec_dependency_up":
+                for sample in family.samples:
+                    role = sample.labels["role"]
+                    found[role] = self._children[role].poll() is None  # and it has begun to look
+                    found[f"{role}: {sample.labels['dependency']}"] = bool(sample.value)
+        return found
+
+
+class _Both:
+    """Shows one registry's metrics within another."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._registry = registry
+
+    def collect(self) -> Iterable[Metric]:
+        return self._registry.collect()

@@ -1,0 +1,55 @@
+"""Rows for people, as a table, and for scripts, as one JSON object a line."""
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from rich.console import Console
+from rich.table import Table
+
+CALLS = ("arrived_at", "call_id", "line", "decision", "state", "recording")
+RECORDINGS = ("started_at", "recording_id", "line", "basis", "state", "duration_seconds", "lock_mode", "retain_until")
+LEDGER = ("entry_id", "at", "kind", "body")
+
+
+def show(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], *, as_json: bool) -> None:
+    """Print `columns` of the rows as a table, or all of each row as JSON."""
+    if as_json:
+        for row in rows:
+            sys.stdout.write(json.dumps(row, default=_plain, ensure_ascii=False) + "\n")
+        return
+    table = Table(*(name.removesuffix("_id").replace("_", " ") for name in columns), box=None, pad_edge=False)
+    for row in rows:
+        table.add_row(*(_text(row.get(name)) for name in columns))
+    console = Console()
+    if not console.is_terminal:
+        console.width = 200
+    console.print(table)
+    console.print(f"{len(rows)} in all" if len(rows) != 1 else "1 in all", style="dim")
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, datetime):
+        return value.isoformat()
+    if isinstance(value, UUID):
+        return str(value)
+    if isinstance(value, bytes | memoryview):
+        return bytes(value).hex()
+    return str(value)
+
+
+def _text(value: object) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, datetime):
+        return value.astimezone().isoformat(sep=" ", timespec="seconds")
+    if isinstance(value, float):
+        return f"{value:.2f}"
+    if isinstance(value, dict):
+        return ", ".join(f"{name}={_text(item)}" for name, item in value.items())
+    if isinstance(value, list):
+        return " ".join(map(_text, value))
+    return str(value)

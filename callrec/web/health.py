@@ -1,0 +1,62 @@
+"""/metrics, /healthz and /readyz: what Prometheus, an orchestrator and an operator ask of a process."""
+
+import json
+from collections.abc import Callable
+from wsgiref.types import WSGIApplication
+
+import falcon
+from gevent.pywsgi import WSGIServer
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
+
+from callrec.errors import ConfigError
+
+Readiness = dict[str, bool]  # what this process needs, by name, and whether it is there
+
+
+class _Metrics:
+    def __init__(self, registry: Callable[[], CollectorRegistry]) -> None:
+        self._registry = registry
+
+    def on_get(self, _request: falcon.Request, response: falcon.Response) -> None:
+        response.content_type = CONTENT_TYPE_PLAIN_0_0_4
+        response.data = generate_latest(self._registry())
+
+
+class _Alive:
+    def on_get(self, _request: falcon.Request, response: falcon.Response) -> None:
+        response.text = json.dumps({"status": "ok"})
+
+
+class _Ready:
+    def __init__(self, readiness: Callable[[], Readiness]) -> None:
+        self._readiness = readiness
+
+    def on_get(self, _request: falcon.Request, response: falcon.Response) -> None:
+        found = self._readiness()
+        missing = sorted(name for name, there in found.items() if not there)
+        response.status = falcon.HTTP_503 if missing or not found else falcon.HTTP_200
+        response.text = json.dumps({"ready": not missing and bool(found), "missing": missing, "checked": sorted(found)})
+
+
+def app(registry: Callable[[], CollectorRegistry], readiness: Callable[[], Readiness]) -> WSGIApplication:
+    """The three pages. /readyz answers 503, naming what is missing, while anything is."""
+    pages = falcon.App()
+    pages.add_route("/metrics", _Metrics(registry))
+    pages.add_route("/healthz", _Alive())
+    pages.add_route("/readyz", _Ready(readiness))
+    return pages
+
+
+def serve(address: tuple[str, int], pages: WSGIApplication) -> WSGIServer:
+    """Serve on `address` in the background. ConfigError when it can't be bound."""
+    server = WSGIServer(address, pages, log=None, error_log=None)
+    try:
+        server.start()
+    except OSError as error:
+        raise ConfigError(
+            f"HTTP can't listen on {address[0]}:{address[1]}",
+            detail=error.strerror or "",
+            hint="Another process has it; choose another [http] address, or --http",
+        ) from None
+    return server
