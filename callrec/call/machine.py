@@ -306,6 +306,10 @@ def _abandoned(call: Call, _event: on.Hangup, _now: float) -> Step:
 
 
 def _lost(call: Call, _event: on.LinkLost, _now: float) -> Step:
+    return _unrecorded(call, "link_lost")
+
+
+def _lost_while_authorising(call: Call, _event: on.LinkLost, _now: float) -> Step:
     return _unrecorded(call, "link_lost", do.Void("link_lost"))
 
 
@@ -342,7 +346,7 @@ TABLE: dict[tuple[State, type], Callable[..., Step]] = {
     (State.AUTHORISING, on.Tick): _no_answer,
     (State.AUTHORISING, on.Key): _key_while_authorising,
     (State.AUTHORISING, on.Hangup): _abandoned_while_authorising,
-    (State.AUTHORISING, on.LinkLost): _lost,
+    (State.AUTHORISING, on.LinkLost): _lost_while_authorising,
     (State.STARTING, on.RecordReply): _record_reply,
     (State.STARTING, on.RecordStarted): _record_started,
     (State.STARTING, on.Key): _key_while_starting,
