@@ -55,7 +55,7 @@ def check(path: str | Path, env: Mapping[str, str] | None = None) -> list[Findin
     config, faults = parse(path, os.environ if env is None else env)
     found = [Finding(Severity.ERROR, fault.where, fault.what, fault.why, fault.how) for fault in faults]
     if config:
-        for part in (_prompts, _spool, _lines, _lawful, _network, _secrets):
+        for part in (_prompts, _spool, _lines, _lawful, _network, _storage, _secrets):
             found.extend(part(config))
     return sorted(found, key=lambda finding: finding.severity)  # "error" sorts first, the rest keeps its order
 
@@ -199,6 +199,16 @@ def _network(config: Config) -> Iterator[Finding]:
     if endpoint.scheme == "http" and not _loopback(endpoint.hostname or ""):
         why = "Recordings travel encrypted, but nobody proves to be the store"
         yield _warning("storage.endpoint", "is not https", why, "Use https")
+
+
+def _storage(config: Config) -> Iterator[Finding]:
+    storage = config.storage
+    if not storage.principals:
+        how = "Name who has each S3 credential, then run callrec storage init"
+        yield _warning("storage.principals", "is not set", "callrec can't give each credential its rights alone", how)
+    if storage.worm_probe == "warn":
+        why = "Recordings would be taken on storage that is known not to keep its locks"
+        yield _warning("storage.worm_probe", 'is "warn"', why, 'Use "enforce" where recordings are evidence')
 
 
 def _loopback(host: str) -> bool:

@@ -2,7 +2,9 @@
 
 import argparse
 import getpass
+import logging
 import os
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,6 +24,9 @@ from callrec.store.orders import carry_out
 from callrec.supervisor import Supervisor
 
 _CONFIG = "/etc/callrec/callrec.toml"
+_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
+_MOST_ROWS = 1_000_000
+_MOST_PORT = 65_535
 
 _EPILOG = """\
 First steps:
@@ -36,16 +41,20 @@ files that it names (callrec.example.toml lists them)."""
 
 def main(argv: Sequence[str]) -> int:
     args = _parser().parse_args(argv)
+    # The commands answer in words of their own: what a library logs on the way is not for the terminal.
+    logging.getLogger().addHandler(logging.NullHandler())
     try:
-        return int(args.run(args) or 0)
+        status = int(args.run(args) or 0)
+        sys.stdout.flush()  # here a closed pipe can still be answered
     except CallrecError as error:
         print(f"callrec: {error}", file=sys.stderr)
         return 1
-    except BrokenPipeError:
+    except BrokenPipeError:  # whoever read the answer has enough of it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except KeyboardInterrupt:
         return 130
+    return status
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -84,7 +93,7 @@ def _roles(commands: Commands) -> None:
     ship = _command(commands, "ship", _ship, "store finished recordings", "Needs the spool, Postgres and S3.")
     for parser in (run, listen, ship):
         parser.add_argument("--http", metavar="HOST:PORT", help="for /metrics, /healthz, /readyz; `none` for none")
-        parser.add_argument("--log-level", default="INFO", choices=["DEBUG", "INFO", "WARNING", "ERROR"])
+        parser.add_argument("--log-level", default="INFO", choices=_LEVELS, help="the least that is logged (INFO)")
 
 
 def _setting_up(commands: Commands) -> None:
@@ -116,7 +125,7 @@ def _looking(commands: Commands) -> None:
         ("recordings", _list_recordings, "list recordings, their locks and where they are"),
     ):
         parser = _command(commands, name, run, text)
-        parser.add_argument("-n", "--limit", type=int, default=50, help="how many, the latest first (50)")
+        parser.add_argument("-n", "--limit", type=_count, default=50, help="how many, the latest first (50)")
         parser.add_argument("--json", action="store_true", help="one JSON object a line")
     ledger = _command(commands, "ledger", _ledger, "show what the ledger holds of a call")
     ledger.add_argument("call", help="the call's id, its recording's, or FreeSWITCH's of its channel")
@@ -131,7 +140,26 @@ def _looking(commands: Commands) -> None:
     play.add_argument("recording", type=UUID, help="the recording's id")
     play.add_argument("-o", "--output", type=Path, required=True, metavar="FILE.wav", help="where to write it")
     play.add_argument("-p", "--purpose", required=True, help="what for; the recording's basis says what may be")
-    play.add_argument("--account", default=getpass.getuser(), help="who listens: an account's id, not a name")
+    play.add_argument("--account", type=_account, help="who listens: an account's id, not a name")
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or not 0 < int(text) <= _MOST_ROWS:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 to {_MOST_ROWS}")
+    return int(text)
+
+
+def _account(text: str) -> str:
+    if not re.fullmatch(r"[\w.@+-]{1,64}", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no account: 1 to 64 letters, digits and . _ @ + -")
+    return text
+
+
+def _own_account() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's user need not have a name
+        return str(os.getuid())
 
 
 def _calls(commands: Commands) -> None:
@@ -145,7 +173,6 @@ def _calls(commands: Commands) -> None:
         parser.set_defaults(order=order)
         parser.add_argument("call", help="the call's id, its recording's, or FreeSWITCH's of its channel")
     demo = commands.add_parser("demo", help="see it work, on a private stack of its own")
-
     demo_command.add_arguments(demo)
     demo.set_defaults(run=demo_command.run)
 
@@ -160,13 +187,12 @@ def _http(args: argparse.Namespace, config: Config) -> tuple[str, int] | None:
     if args.http is None:
         return config.http
     host, _, port = args.http.rpartition(":")
-    if not host or not port.isdigit():
+    if not host or not port.isdecimal() or not 0 < int(port) <= _MOST_PORT:
         raise CallrecError(f"--http {args.http} is no address", hint="Give HOST:PORT or none")
     return host, int(port)
 
 
 def _run(args: argparse.Namespace) -> None:
-
     log.setup("supervisor", args.log_level)
     config = _load(args)
     for role in service.ROLES:
@@ -175,14 +201,12 @@ def _run(args: argparse.Namespace) -> None:
 
 
 def _listen(args: argparse.Namespace) -> None:
-
     log.setup("listen", args.log_level)
     config = _load(args, "listen")
     service.listen(config, _http(args, config))
 
 
 def _ship(args: argparse.Namespace) -> None:
-
     log.setup("ship", args.log_level)
     config = _load(args, "ship")
     service.ship(config, _http(args, config))
@@ -195,14 +219,12 @@ def _check(args: argparse.Namespace) -> int:
 
 
 def _migrate(args: argparse.Namespace) -> None:
-
     config = _load(args, "owner")
     applied = migrate(config.postgres.url, config.postgres.users["owner"], config.secrets.postgres_password("owner"))
     print("\n".join(f"applied {name}" for name in applied) or "up to date")
 
 
 def _prompts(args: argparse.Namespace) -> None:
-
     written = synthesise(_load(args), args.directory, force=args.force)
     print("\n".join(f"wrote {path}" for path in written) or "all prompts are there")
 
@@ -212,19 +234,16 @@ def _keys(_args: argparse.Namespace) -> None:
 
 
 def _list_calls(args: argparse.Namespace) -> None:
-
     with service.database(_load(args, "api"), "api") as store:
         tables.show(store.run("calls", {"limit": args.limit}), tables.CALLS, as_json=args.json)
 
 
 def _list_recordings(args: argparse.Namespace) -> None:
-
     with service.database(_load(args, "api"), "api") as store:
         tables.show(store.run("recordings", {"limit": args.limit}), tables.RECORDINGS, as_json=args.json)
 
 
 def _ledger(args: argparse.Namespace) -> None:
-
     with service.database(_load(args, "api"), "api") as store:
         call = store.one("call_of", {"id": args.call})
         if call is None:
@@ -233,23 +252,25 @@ def _ledger(args: argparse.Namespace) -> None:
 
 
 def _play(args: argparse.Namespace) -> None:
-
-    unfinished = args.output.with_suffix(args.output.suffix + ".part")
+    config = _load(args, "api")
+    listening = Listening(args.recording, args.purpose, args.account or _own_account())
+    # The place is tried first: a listening that is in the ledger should be one that took place.
+    unfinished = args.output.with_name(f"{args.output.name}.{os.getpid()}.part")
     try:
-        with service.player(_load(args, "api")) as opened:
-            pieces = opened.open(Listening(args.recording, args.purpose, args.account))
-            with unfinished.open("xb") as out:
-                for piece in pieces:
-                    out.write(piece)
-        unfinished.rename(args.output)
+        with os.fdopen(os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as out:
+            try:
+                with service.player(config) as player:
+                    for piece in player.open(listening):
+                        out.write(piece)
+                out.close()  # before it gets its name: a full disk is noticed now at the latest
+                unfinished.rename(args.output)
+            finally:
+                unfinished.unlink(missing_ok=True)
     except OSError as error:
         raise CallrecError(f"{args.output} can't be written", detail=error.strerror or "") from None
-    finally:
-        unfinished.unlink(missing_ok=True)
     print(f"wrote {args.output}")
 
 
 def _order(args: argparse.Namespace) -> None:
-
     with service.database(_load(args, "api"), "api") as store:
         print(carry_out(store, args.call, args.order))

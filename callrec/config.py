@@ -8,6 +8,7 @@ import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import date
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 from zoneinfo import ZoneInfo, available_timezones
@@ -16,14 +17,22 @@ import phonenumbers
 
 from callrec.call.policy import Basis, Notice, Policy
 from callrec.credentials import ROLES, Secrets, decode_key
+from callrec.errors import ConfigError
 from callrec.lines import Purposes
 from callrec.lines import read as read_lawful
+from callrec.rights.calendar import WEEKEND, Calendar
 from callrec.strict_toml import Address, ConfigErrors, Fault, Faults, Table, nearest, quoted
 
 # FreeSWITCH splits a path at spaces and gives other signs a meaning; callrec's own paths go to it.
 _PATH = r"/[A-Za-z0-9._/-]+"
 _PATH_WANTED = "an absolute path of letters, digits, . _ - and / (FreeSWITCH splits paths at spaces)"
 _NAME = r"[a-z_][a-z0-9_]{0,62}"
+_WEEK = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
+_BUCKET, _BUCKET_WANTED = r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]", "an S3 bucket's name"
+_ARN, _ARN_WANTED = (
+    r"arn:[a-z-]+:iam::[A-Za-z0-9$_-]*:(?:user|role)/[\w+=,.@/-]{1,128}",
+    "an ARN such as arn:aws:iam::111122223333:role/callrec-ship",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +49,15 @@ class Operator:
     @property
     def zone(self) -> ZoneInfo:
         return ZoneInfo(self.timezone)
+
+
+@dataclass(frozen=True, slots=True)
+class Workdays:
+    """What the operator says about working days, beside the public holidays of the country."""
+
+    weekend: frozenset[int]  # as date.weekday() counts: Monday is 0
+    extra_non_working: frozenset[date]
+    extra_working: frozenset[date]
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +101,14 @@ class Redis:
 
 
 @dataclass(frozen=True, slots=True)
+class Checkpoints:
+    """The S3 bucket of the ledger's checkpoints."""
+
+    bucket: str
+    years: int  # under COMPLIANCE: nobody can shorten that
+
+
+@dataclass(frozen=True, slots=True)
 class Storage:
     """The S3 bucket of the recordings."""
 
@@ -91,6 +117,9 @@ class Storage:
     allowed_regions: tuple[str, ...]  # F4
     bucket: str
     single_put_limit: int  # bytes; above it a recording goes up in parts
+    worm_probe: str  # "enforce": nothing is recorded on storage that fails the probe; "warn": it is only said
+    checkpoints: Checkpoints | None  # None where none are kept in S3
+    principals: Mapping[str, str]  # the ARN of each credential, or empty: `callrec storage init` sets no policies
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,11 +139,17 @@ class Config:
     http: Address
     prompts: Path
     policy: Policy
+    workdays: Workdays
     purposes: Purposes
     bases: Mapping[str, Basis]
     notices: Mapping[str, Notice]
     also_printed: Mapping[str, tuple[str, ...]]
     secrets: Secrets = field(repr=False)
+
+    @property
+    def calendar(self) -> Calendar:
+        """The operator's working days, in which deadlines are counted (C4, E1)."""
+        return _calendar(self.operator, self.workdays)
 
 
 def load(path: str | Path, env: Mapping[str, str] | None = None, role: str | None = None) -> Config:
@@ -175,6 +210,7 @@ def _config(root: Table, path: Path, secrets: Secrets) -> Config:
         http=root.table("http", required=False).address("address", "127.0.0.1:9470"),
         prompts=Path(prompts),
         policy=lawful.policy,
+        workdays=_workdays(root.table("calendar", required=False), operator),
         purposes=lawful.purposes,
         bases=lawful.bases,
         notices=lawful.notices,
@@ -200,6 +236,32 @@ def _operator(table: Table) -> Operator:
         language=table.text("language", wanted="a language's two letters such as sl", pattern=r"[a-z]{2}"),
         address=table.text("address"),
         contact=table.text("contact"),
+    )
+
+
+def _workdays(table: Table, operator: Operator) -> Workdays:
+    usual = tuple(_WEEK[day] for day in sorted(WEEKEND))
+    weekend = table.texts("weekend", usual, wanted='a list such as ["saturday", "sunday"]', pattern="|".join(_WEEK))
+    workdays = Workdays(
+        weekend=frozenset(map(_WEEK.index, weekend)),
+        extra_non_working=frozenset(table.dates("extra_non_working")),
+        extra_working=frozenset(table.dates("extra_working")),
+    )
+    if operator.country:
+        try:
+            _calendar(operator, workdays)
+        except ConfigError as error:
+            table.faults.add(table.where, error.message, error.detail, error.hint)
+    return workdays
+
+
+def _calendar(operator: Operator, workdays: Workdays) -> Calendar:
+    return Calendar(
+        operator.country,
+        operator.timezone,
+        workdays.weekend,
+        workdays.extra_non_working,
+        workdays.extra_working,
     )
 
 
@@ -275,13 +337,36 @@ def _storage(table: Table) -> Storage:
         table.fault("endpoint", f"is in {named[0]} while region says {region}", law, "Make the two agree")
     if table.has("allowed_regions") and not allowed:
         table.fault("allowed_regions", "allows no region", law, "Name at least one")
+    bucket = table.text("bucket", wanted=_BUCKET_WANTED, pattern=_BUCKET)
     return Storage(
         endpoint=endpoint,
         region=region,
         allowed_regions=allowed,
-        bucket=table.text("bucket", wanted="an S3 bucket's name", pattern=r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]"),
+        bucket=bucket,
         single_put_limit=table.size("single_put_limit", "64MiB"),
+        worm_probe=table.text("worm_probe", "enforce", wanted='"enforce" or "warn"', pattern="enforce|warn"),
+        checkpoints=_checkpoints(table.table("checkpoints"), bucket) if table.has("checkpoints") else None,
+        principals=_principals(table.table("principals")) if table.has("principals") else {},
     )
+
+
+def _checkpoints(table: Table, recordings: str) -> Checkpoints:
+    bucket = table.text("bucket", wanted=_BUCKET_WANTED, pattern=_BUCKET)
+    if bucket and bucket == recordings:
+        why = "All in it is under COMPLIANCE for years, and recordings have to go before"
+        table.fault("bucket", f"is {quoted(bucket)}, the bucket of the recordings", why, "Name another bucket")
+    return Checkpoints(bucket, years=table.integer("years", 10, 1, 100))
+
+
+def _principals(table: Table) -> Mapping[str, str]:
+    """The ARN of ship, sweep, api and checkpoint, which is sweep's where it is left out."""
+    arns = {role: table.text(role, wanted=_ARN_WANTED, pattern=_ARN) for role in ("ship", "sweep", "api")}
+    for role, arn in arns.items():
+        first = next(other for other in arns if arns[other] == arn)
+        if arn and first != role:
+            why = f"{first} has it too, and then whoever takes over one of the two has the rights of both"
+            table.fault(role, f"is {quoted(arn)}", why, "Give each its own user or role")
+    return {**arns, "checkpoint": table.text("checkpoint", arns["sweep"] or None, wanted=_ARN_WANTED, pattern=_ARN)}
 
 
 def _public_key(table: Table) -> bytes:

@@ -24,10 +24,11 @@ _REQUIRED = {
         "CALLREC_PRIVATE_KEY",
     ),
     "owner": ("CALLREC_POSTGRES_PASSWORD_OWNER",),
+    "admin": ("CALLREC_S3_ACCESS_KEY_ADMIN", "CALLREC_S3_SECRET_KEY_ADMIN"),  # owns the buckets; sets them up
 }  # fmt: skip
 _OPTIONAL = {"listen": ("CALLREC_REDIS_PASSWORD",), "api": ("CALLREC_REDIS_PASSWORD",)}
 _KEYS = frozenset({"CALLREC_PRIVATE_KEY", "CALLREC_LOOKUP_KEY"})
-ROLES = tuple(_REQUIRED)
+ROLES = tuple(role for role in _REQUIRED if role != "admin")  # those that have a user in Postgres
 
 
 def variables(role: str) -> tuple[str, ...]:
@@ -61,7 +62,7 @@ class Secrets:
         return self._value("CALLREC_REDIS_PASSWORD")
 
     def s3_keys(self, role: str) -> tuple[str, str]:
-        """Access key and secret key of `ship`, `sweep` or `api`."""
+        """Access key and secret key of `ship`, `sweep`, `api` or `admin`."""
         access = self._required(f"CALLREC_S3_ACCESS_KEY_{role.upper()}", role)
         return access, self._required(f"CALLREC_S3_SECRET_KEY_{role.upper()}", role)
 

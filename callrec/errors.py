@@ -49,6 +49,10 @@ class StoreError(CallrecError):
     """Postgres or Redis refused, or could not be reached within the deadline."""
 
 
+class StatementRefusedError(StoreError):
+    """Postgres answered, and refused the statement for what is in it: sent again it would be refused again."""
+
+
 class StorageError(CallrecError):
     """The object store refused, could not be reached, or did not keep what it was given.
 
@@ -74,3 +78,11 @@ class EnvelopeError(CallrecError):
 
 class AccessDeniedError(CallrecError):
     """This purpose may not be served with this recording."""
+
+
+class RightsError(CallrecError):
+    """What was asked for is incomplete, or the law has it otherwise."""
+
+
+class ConflictError(RightsError):
+    """What was asked for contradicts what stands."""

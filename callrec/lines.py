@@ -13,7 +13,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from callrec.call import spoken
-from callrec.call.policy import Basis, BasisKind, Line, LockMode, Notice, Policy, Prompt, Retention, e164
+from callrec.call.policy import (
+    PROBE_PREFIX,
+    SEGMENTS_PREFIX,
+    Basis,
+    BasisKind,
+    Line,
+    LockMode,
+    Notice,
+    Policy,
+    Prompt,
+    Retention,
+    e164,
+)
 from callrec.sound import Sound, inspect
 from callrec.strict_toml import Table, nearest, quoted
 
@@ -58,6 +70,9 @@ def read(root: Table, *, country: str, language: str, directory: str) -> Lawful:
     for basis in bases.values():
         if basis.prefix and prefixes.setdefault(basis.prefix, basis.id) != basis.id:
             why = f"[bases.{prefixes[basis.prefix]}] has it already, and a prefix tells the bases apart"
+            root.fault(f"bases.{basis.id}.prefix", f"is {quoted(basis.prefix)}", why, "Choose another")
+        if basis.prefix in {PROBE_PREFIX, SEGMENTS_PREFIX}:
+            why = "callrec keeps something else below it, which goes by other rules"
             root.fault(f"bases.{basis.id}.prefix", f"is {quoted(basis.prefix)}", why, "Choose another")
     lines: dict[str, Line] = {}
     also: dict[str, tuple[str, ...]] = {}

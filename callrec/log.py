@@ -7,8 +7,18 @@ is never passed in (rule 6 of the design, F1). `call` and `recording` are our ow
 import json
 import logging
 import sys
+import traceback
 from datetime import UTC, datetime
-from typing import TextIO
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TextIO
+
+import gevent
+
+_FRAMES = 8  # of a traceback, the innermost
+
+
+ErrorInfo = tuple[type[BaseException], BaseException, TracebackType | None]  # as sys.exc_info() has it
 
 
 class JsonFormatter(logging.Formatter):
@@ -27,12 +37,10 @@ class JsonFormatter(logging.Formatter):
         }
         line.update(getattr(record, "fields", {}))
         if record.exc_info and record.exc_info[0]:
-            # The type and place of a foreign error, never its text: that may quote what a caller sent.
-            trace = record.exc_info[2]
-            while trace and trace.tb_next:
-                trace = trace.tb_next
-            place = f"{trace.tb_frame.f_code.co_filename.rsplit('/', 1)[-1]}:{trace.tb_lineno}" if trace else ""
-            line["error"] = f"{record.exc_info[0].__name__} at {place}"
+            # The type and places of a foreign error, never its text: that may quote what a caller sent.
+            line["error"] = record.exc_info[0].__name__
+            places = [f"{Path(f.f_code.co_filename).name}:{at}" for f, at in traceback.walk_tb(record.exc_info[2])]
+            line["trace"] = places[-_FRAMES:]
         return json.dumps(line, default=str, ensure_ascii=False)
 
 
@@ -51,7 +59,7 @@ class Log:
     def warning(self, event: str, **fields: object) -> None:
         self._logger.warning(event, extra={"fields": fields})
 
-    def error(self, event: str, *, exc_info: bool = False, **fields: object) -> None:
+    def error(self, event: str, *, exc_info: bool | ErrorInfo = False, **fields: object) -> None:
         self._logger.error(event, exc_info=exc_info, extra={"fields": fields})
 
 
@@ -66,5 +74,15 @@ def setup(role: str, level: str = "INFO", stream: TextIO | None = None) -> None:
     for name in ("greenswitch", "urllib3", "psycopg.pool", "psycopg"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     # greenswitch logs the caller's number through the root logger's functions; nothing of ours does.
-    root.addFilter(lambda record: record.name != "root")
     handler.addFilter(lambda record: record.name != "root")
+    # What nobody caught would be printed with its text.
+    gevent.get_hub().print_exception = _greenlet_failed  # type: ignore[method-assign, assignment] # gevent's only way
+    sys.excepthook = _process_failed
+
+
+def _greenlet_failed(_context: object, kind: Any, error: Any, trace: Any) -> None:
+    Log(__name__).error("greenlet_failed", exc_info=(kind, error, trace))
+
+
+def _process_failed(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    Log(__name__).error("process_failed", exc_info=(kind, error, trace))

@@ -41,11 +41,34 @@ UPLOAD_LAG = Gauge(
     "callrec_upload_lag_seconds", "Age of the oldest recording not yet stored", multiprocess_mode="livemax"
 )
 
+# Storage that keeps its word
+WORM_PROBE = Gauge(
+    "callrec_worm_probe_passed", "1 if the object store passed this check", ["check"], multiprocess_mode="livemin"
+)
+WORM_PROBE_AT = Gauge(
+    "callrec_worm_probe_timestamp_seconds", "When the object store was last probed", multiprocess_mode="livemax"
+)
+LIFECYCLE_DRIFT = Gauge(
+    "callrec_lifecycle_drift", "Lifecycle rules that are not as they should be", multiprocess_mode="livemax"
+)
+
+# What the law takes back
+ERASURES = Counter("callrec_erasures", "Recordings erased, each copy looked for and not found, by cause", ["cause"])
+ERASURE_SECONDS = Histogram("callrec_erasure_seconds", "Time of one go at an erasure", buckets=(*_FAST, 2.5, 5, 10, 30))
+EXPIRED = Counter("callrec_expired", "Recordings that reached the date of their retention")
+LOCKED = Counter("callrec_locked_compliance", "Recordings whose lock was raised to COMPLIANCE")
+ESCALATIONS = Counter("callrec_escalations", "Recordings whose kind of call nobody gave in time")
+DEADLINES = Counter(
+    "callrec_revocation_deadlines", "Revocations not yet carried out: near the deadline, breached", ["how"]
+)
+HOLDS = Gauge("callrec_holds", "Holds that stand", multiprocess_mode="livemax")
+HOLDS_OVERDUE = Gauge("callrec_holds_overdue", "Holds whose review date has come", multiprocess_mode="livemax")
+
 # The process and what it stands on
 RETRIES = Counter("callrec_retries", "Repeated attempts, by what is repeated", ["what"])
 STORE_ERRORS = Counter("callrec_store_errors", "Faults of Postgres and Redis", ["store", "operation"])
 NOTES_WAITING = Gauge("callrec_notes_waiting", "Ledger notes not yet in Postgres", multiprocess_mode="livesum")
-NOTES_LOST = Counter("callrec_notes_lost", "Ledger notes given up because the queue was full")
+NOTES_LOST = Counter("callrec_notes_lost", "Ledger notes given up: the queue was full, or Postgres refused them")
 DEPENDENCY_UP = Gauge(
     "callrec_dependency_up", "1 while a role's dependency answers", ["role", "dependency"], multiprocess_mode="livemin"
 )

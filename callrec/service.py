@@ -14,7 +14,7 @@ from callrec import metrics
 from callrec.call import events as on
 from callrec.call.policy import Line, Prompt
 from callrec.config import Config
-from callrec.errors import StoreError
+from callrec.errors import SpoolError, StoreError
 from callrec.esl.conduct import Node, Registry
 from callrec.esl.link import OutboundServer
 from callrec.esl.listener import Listener
@@ -153,7 +153,10 @@ def with_sounds(sounds: Sounds, line: Line) -> Line:
 
 def _keep_room_current(node: Node) -> None:
     while True:
-        room = node.spool.has_room()
+        try:
+            room = node.spool.has_room()
+        except SpoolError:  # where it can't be looked at, nothing can be recorded
+            room = False
         if room != node.room:
             (log.info if room else log.error)("spool_has_room" if room else "spool_full")
         node.room = room
@@ -182,10 +185,11 @@ def ship(config: Config, http: tuple[str, int] | None) -> None:
 
 def _measure_spool(directory: Spool, records: ShipRecords) -> None:
     while True:
-        room = directory.room()
-        metrics.SPOOL_BYTES.set(room.bytes_used)
-        metrics.SPOOL_FILES.set(room.files)
-        metrics.SPOOL_FREE.set(room.free)
-        metrics.SPOOL_OLDEST.set(room.oldest_age)
-        metrics.UPLOAD_LAG.set(records.lag())
+        with suppress(SpoolError, StoreError):  # counted, or shown by /readyz, where it arose; the next look is soon
+            room = directory.room()
+            metrics.SPOOL_BYTES.set(room.bytes_used)
+            metrics.SPOOL_FILES.set(room.files)
+            metrics.SPOOL_FREE.set(room.free)
+            metrics.SPOOL_OLDEST.set(room.oldest_age)
+            metrics.UPLOAD_LAG.set(records.lag())
         gevent.sleep(_ROOM)

@@ -8,6 +8,7 @@ import difflib
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from datetime import date
 from typing import Any, NamedTuple
 
 from callrec.errors import ConfigError
@@ -171,6 +172,15 @@ class Table:
             if not isinstance(item, str) or not re.fullmatch(pattern, item):
                 self.fault(key, f"holds {quoted(item)}", how=f"Give it {wanted}")
         return tuple(item for item in value if isinstance(item, str) and re.fullmatch(pattern, item))
+
+    def dates(self, key: str) -> tuple[date, ...]:
+        """A list of TOML's local dates, empty where it is left out."""
+        wanted = "a list of dates without quotes, such as [2027-05-03]"
+        value = self._take(key, (), wanted, list)
+        for item in value or ():
+            if type(item) is not date:  # exactly: a date with a time is another thing
+                self.fault(key, f"holds {quoted(item)}", how=f"Give it {wanted}")
+        return tuple(item for item in value or () if type(item) is date)
 
     def choice(self, key: str, choices: Iterable[str]) -> str:
         """One of `choices`."""

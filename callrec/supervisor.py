@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 
 import gevent
 from gevent.event import Event
@@ -87,6 +88,8 @@ class Supervisor:
                 preexec_fn=die_with_parent,  # noqa: PLW1509 # one prctl; it takes no lock
             )
             self._children[role] = child
+            if self._stopping.is_set():  # it was set while the process was being made
+                child.terminate()
             self._starts.labels(role).inc()
             self._up.labels(role).set(1)
             status = child.wait()
@@ -96,11 +99,11 @@ class Supervisor:
                 return
             ends = 0 if time.monotonic() - begun > _STEADY else ends + 1
             log.error("role_ended", ended=role, status=status, ends=ends)
-            self._stopping.wait(random.uniform(0, min(_LONGEST_PAUSE, 0.1 * 2**ends)))  # noqa: S311 # jitter
+            self._stopping.wait(random.uniform(0, min(_LONGEST_PAUSE, 0.1 * 2 ** min(ends, 10))))  # noqa: S311 # jitter
 
     def _registry(self) -> CollectorRegistry:
         registry = CollectorRegistry()
-        MultiProcessCollector(registry, path=self._directory)  # type: ignore[no-untyped-call] # no types there
+        _Shared(registry, path=self._directory)  # type: ignore[no-untyped-call] # no types there
         registry.register(_Both(self._own))
         return registry
 
@@ -113,6 +116,22 @@ class Supervisor:
                     found[role] = self._children[role].poll() is None  # and it has begun to look
                     found[f"{role}: {sample.labels['dependency']}"] = bool(sample.value)
         return found
+
+
+class _Shared(MultiProcessCollector):
+    """What the roles have written. A role that has just made its file, or was killed doing so, left it empty."""
+
+    def collect(self) -> Iterable[Metric]:
+        files = [str(file) for file in Path(self._path).glob("*.db") if _size(file)]
+        merged: Iterable[Metric] = self.merge(files, accumulate=True)  # type: ignore[no-untyped-call] # no types there
+        return merged
+
+
+def _size(file: Path) -> int:
+    try:
+        return file.stat().st_size
+    except FileNotFoundError:  # its process has just ended
+        return 0
 
 
 class _Both:

@@ -24,7 +24,7 @@ def show(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], *, as_json: 
     table = Table(*(name.removesuffix("_id").replace("_", " ") for name in columns), box=None, pad_edge=False)
     for row in rows:
         table.add_row(*(_text(row.get(name)) for name in columns))
-    console = Console()
+    console = Console(markup=False, emoji=False)  # what stands in a row is no markup
     if not console.is_terminal:
         console.width = 200
     console.print(table)
@@ -52,4 +52,4 @@ def _text(value: object) -> str:
         return ", ".join(f"{name}={_text(item)}" for name, item in value.items())
     if isinstance(value, list):
         return " ".join(map(_text, value))
-    return str(value)
+    return "".join(sign if sign.isprintable() else "?" for sign in str(value))  # nothing that steers a terminal

@@ -1,4 +1,6 @@
--- Calls, recordings, their keys, and the ledger.
+-- Calls, recordings, their keys, and the ledger. All of it lives in the schema public.
+
+REVOKE CREATE ON SCHEMA public FROM PUBLIC;  -- Postgres before 15 lets everybody make tables there
 
 CREATE TABLE call (
     call_id    uuid PRIMARY KEY,
@@ -61,6 +63,7 @@ CREATE TABLE recording (
     CHECK (state <> 'stored' OR (version_id IS NOT NULL AND ciphertext_sha256 IS NOT NULL))
 );
 CREATE INDEX recording_work ON recording (node, due_at) WHERE state = 'finished';
+CREATE INDEX recording_authorised ON recording (authorised_at);
 CREATE INDEX recording_open ON recording (node) WHERE state IN ('authorised', 'recording');
 
 CREATE FUNCTION recording_keeps_its_basis() RETURNS trigger LANGUAGE plpgsql AS $$
@@ -84,6 +87,20 @@ CREATE TABLE recording_key (
     created_at   timestamptz NOT NULL DEFAULT now()
 );
 
+-- What keeps nothing keeps no key and no caller either, whoever ended it. So no role needs the right to delete these.
+CREATE FUNCTION recording_takes_all_with_it() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path = public, pg_temp AS $$
+BEGIN
+    DELETE FROM recording_key WHERE recording_id = NEW.recording_id;
+    DELETE FROM caller WHERE call_id = NEW.call_id;
+    RETURN NULL;
+END
+$$;
+REVOKE ALL ON FUNCTION recording_takes_all_with_it() FROM PUBLIC;
+CREATE TRIGGER recording_takes_all_with_it AFTER UPDATE OF state ON recording FOR EACH ROW
+    WHEN (NEW.state IN ('discarded', 'empty', 'lost') AND OLD.state <> NEW.state)
+    EXECUTE FUNCTION recording_takes_all_with_it();
+
 CREATE TABLE ledger (
     entry_id     bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     call_id      uuid,
@@ -106,14 +123,21 @@ CREATE TRIGGER ledger_only_grows BEFORE UPDATE OR DELETE ON ledger
     FOR EACH ROW EXECUTE FUNCTION ledger_only_grows();
 CREATE TRIGGER ledger_is_not_truncated BEFORE TRUNCATE ON ledger
     FOR EACH STATEMENT EXECUTE FUNCTION ledger_only_grows();
+ALTER TABLE ledger ENABLE ALWAYS TRIGGER ledger_only_grows;  -- session_replication_role can't silence them
+ALTER TABLE ledger ENABLE ALWAYS TRIGGER ledger_is_not_truncated;
 
 REVOKE ALL ON call, caller, recording, recording_key, ledger FROM PUBLIC;
-GRANT INSERT, SELECT ON ledger TO callrec_listen, callrec_ship, callrec_sweep, callrec_api;
+-- noted_at and entry_id are Postgres' own to give.
+GRANT SELECT, INSERT (call_id, recording_id, ordinal, kind, body, node, at)
+    ON ledger TO callrec_listen, callrec_ship, callrec_sweep, callrec_api;
 
 GRANT INSERT, SELECT ON call TO callrec_listen;
 GRANT UPDATE (state, decision, ended_at) ON call TO callrec_listen;
 GRANT INSERT ON caller TO callrec_listen;
-GRANT INSERT, SELECT ON recording TO callrec_listen;
+GRANT SELECT, INSERT (
+    recording_id, call_id, node, channel, line, basis, notice, notice_version, purposes, lock_mode, prefix,
+    authorised_at, retain_until, retention_inputs
+) ON recording TO callrec_listen;
 GRANT UPDATE (state, started_at, stopped_at, retain_until, retention_inputs, samples, abrupt, due_at)
     ON recording TO callrec_listen;
 
@@ -122,11 +146,28 @@ GRANT UPDATE (
     state, bucket, object_key, version_id, plaintext_sha256, ciphertext_sha256, ciphertext_bytes, duration_seconds,
     stored_at, claimed_until, attempts, due_at, last_error
 ) ON recording TO callrec_ship;
-GRANT SELECT, INSERT, UPDATE, DELETE ON recording_key TO callrec_ship;
+GRANT SELECT, INSERT (recording_id, sealed, key_id), UPDATE (sealed, key_id) ON recording_key TO callrec_ship;
 
 GRANT SELECT ON call, recording, recording_key TO callrec_api;
 GRANT SELECT ON call, caller, recording, recording_key TO callrec_sweep;
 
--- Last: from here on the ledger belongs to a role that nobody logs in as.
+-- Last: from here on the ledger belongs to a role that nobody logs in as. To give it away one must be a member of that
+-- role, for this moment (a superuser need not be), and that role must be able to have tables here.
+DO $$
+BEGIN
+    IF NOT pg_has_role('callrec_ledger', 'USAGE') THEN
+        GRANT callrec_ledger TO CURRENT_USER;
+    END IF;
+END
+$$;
+GRANT CREATE ON SCHEMA public TO callrec_ledger;
 ALTER TABLE ledger OWNER TO callrec_ledger;
 ALTER FUNCTION ledger_only_grows() OWNER TO callrec_ledger;
+REVOKE CREATE ON SCHEMA public FROM callrec_ledger;
+DO $$
+BEGIN
+    IF NOT (SELECT rolsuper FROM pg_roles WHERE rolname = current_user) THEN
+        REVOKE callrec_ledger FROM CURRENT_USER;
+    END IF;
+END
+$$;

@@ -15,11 +15,12 @@ SELECT %(call_id)s, NULL, (note->>'ordinal')::integer, note->>'kind', note->'bod
 ON CONFLICT DO NOTHING;
 
 -- name: authorise
--- The legal basis of a call and every note so far: what must be durable before uuid_record is sent.
+-- The legal basis of a call and every note so far: what must be durable before uuid_record is sent. No row: the call is
+-- known already, so it was released, or authorised, before this statement arrived, and is not recorded by it.
 WITH seen AS (
     INSERT INTO call (call_id, node, channel, line, basis, state, decision, arrived_at)
     VALUES (%(call_id)s, %(node)s, %(channel)s, %(line)s, %(basis)s, %(state)s, %(decision)s, %(arrived_at)s)
-    ON CONFLICT (call_id) DO UPDATE SET state = EXCLUDED.state, decision = EXCLUDED.decision
+    ON CONFLICT DO NOTHING
     RETURNING call_id
 ), who AS (
     INSERT INTO caller (call_id, lookup, salt, sealed)
@@ -33,9 +34,10 @@ WITH seen AS (
       FROM seen
 )
 INSERT INTO ledger (call_id, recording_id, ordinal, kind, body, node, at)
-SELECT %(call_id)s, NULL, (note->>'ordinal')::integer, note->>'kind', note->'body', %(node)s, (note->>'at')::timestamptz
-  FROM jsonb_array_elements(%(notes)s::jsonb) WITH ORDINALITY AS notes (note, place)
- ORDER BY place;
+SELECT call_id, NULL, (note->>'ordinal')::integer, note->>'kind', note->'body', %(node)s, (note->>'at')::timestamptz
+  FROM seen, jsonb_array_elements(%(notes)s::jsonb) WITH ORDINALITY AS notes (note, place)
+ ORDER BY place
+RETURNING entry_id;
 
 -- name: started
 UPDATE recording
@@ -78,7 +80,7 @@ UPDATE recording
               FOR UPDATE SKIP LOCKED
        )
 RETURNING recording_id, call_id, basis, lock_mode, prefix, COALESCE(started_at, authorised_at) AS started_at,
-          retain_until, attempts, abrupt;
+          retain_until, attempts, abrupt, samples;
 
 -- name: waiting
 -- What this node has still to store: how many, and since when the oldest.
@@ -86,10 +88,12 @@ SELECT count(*) AS waiting, min(stopped_at) AS oldest
   FROM recording WHERE node = %(node)s AND state = 'finished';
 
 -- name: sealed
--- No row: the recording is not waiting to be stored any more.
+-- No row: the recording is not waiting to be stored any more. The lock on its row: whoever ends it meanwhile waits, and
+-- takes this key with it.
 INSERT INTO recording_key (recording_id, sealed, key_id)
 SELECT recording_id, %(sealed)s, %(key_id)s FROM recording
  WHERE recording_id = %(recording_id)s AND state = 'finished'
+   FOR SHARE
 ON CONFLICT (recording_id) DO UPDATE SET sealed = EXCLUDED.sealed, key_id = EXCLUDED.key_id
 RETURNING sealed;
 
@@ -117,16 +121,12 @@ UPDATE recording
 
 -- name: ended_without
 -- A recording that left nothing to keep: discarded, empty or lost. A withdrawal that arrives while the object is being
--- put discards a stored one too; its key goes with it, and the object is followed by its version.
+-- put discards a stored one too; the object is followed by its version. Its key and its caller go with it (a trigger).
 WITH gone AS (
     UPDATE recording SET state = %(state)s, claimed_until = NULL
      WHERE recording_id = %(recording_id)s
        AND (state IN ('authorised', 'recording', 'finished') OR (state = 'stored' AND %(state)s = 'discarded'))
     RETURNING call_id, recording_id
-), keys AS (
-    DELETE FROM recording_key
-     WHERE recording_id = %(recording_id)s
-       AND (%(state)s = 'discarded' OR recording_id IN (SELECT recording_id FROM gone))
 )
 INSERT INTO ledger (call_id, recording_id, kind, body, node, at)
 SELECT call_id, recording_id, 'recording_' || %(state)s::text, %(body)s::jsonb, %(node)s, now() FROM gone;
@@ -151,8 +151,18 @@ SELECT entry_id, at, kind, body, recording_id, node FROM ledger
 
 -- name: call_of
 -- A call by its own id, its recording's id, or FreeSWITCH's id of its channel.
-SELECT c.call_id, c.channel, c.node, r.recording_id FROM call c LEFT JOIN recording r USING (call_id)
- WHERE c.call_id::text = %(id)s OR r.recording_id::text = %(id)s OR c.channel = %(id)s
+WITH wanted AS (
+    SELECT %(id)s::text AS text,
+           substring(lower(%(id)s::text) FROM '^[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}$')::uuid AS uuid
+), found AS (
+    SELECT call_id FROM call, wanted WHERE call_id = wanted.uuid
+    UNION
+    SELECT call_id FROM recording, wanted WHERE recording_id = wanted.uuid
+    UNION
+    SELECT call_id FROM call, wanted WHERE channel = wanted.text
+)
+SELECT c.call_id, c.channel, c.node, r.recording_id
+  FROM found JOIN call c USING (call_id) LEFT JOIN recording r USING (call_id)
  ORDER BY c.arrived_at DESC LIMIT 1;
 
 -- name: sealed_recording

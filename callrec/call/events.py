@@ -11,6 +11,11 @@ from enum import StrEnum
 from callrec.call.policy import Line
 
 
+def iso(at: datetime | None) -> str | None:
+    """A time for the ledger: RFC 3339 to the millisecond."""
+    return at.isoformat(timespec="milliseconds") if at else None
+
+
 @dataclass(frozen=True, slots=True)
 class Arrived:
     """FreeSWITCH connected; `line` is what the policy says about the number dialled."""
@@ -37,6 +42,7 @@ class PromptEnded:
     token: str
     played: bool
     at: datetime | None
+    heard: float | None = None  # seconds of the prompt that went to the caller; None: FreeSWITCH didn't say
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,8 @@ to the agents. Every answer leads the same way on (D7). In the order of the rule
     AUTHORISING   the basis is on its way to Postgres                        not there in time: release unrecorded
     STARTING      uuid_record was sent                                       no RECORD_START: discard, release
     RECORDING     RECORD_START with our path was seen; the caller is released
-    CLOSING       the call is over, the file is being closed
+    CLOSING       the call is over, or a stop was ordered: the file is being closed
+    STOPPED       the recording is complete, the conversation goes on: a withdrawal still counts (D1)
     DISCARDING    withdrawn or failed: stopped, the file is removed, whatever FreeSWITCH still says about it
     UNRECORDED    released without a recording
     ENDED         nothing more will happen
@@ -26,7 +27,7 @@ overtake each other. `1` counts only if it is numbered after the end of the whol
 
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import datetime
+from operator import itemgetter
 
 from callrec.call import commands as do
 from callrec.call import events as on
@@ -34,6 +35,8 @@ from callrec.call.policy import BasisKind, Prompt
 from callrec.call.state import Call, State
 
 Step = tuple[Call, list[do.Command]]
+
+_UNHEARD = 0.04  # seconds that may be missing of a whole prompt: two frames; resampling loses less than one
 
 
 def step(call: Call, event: on.Event, now: float) -> Step:
@@ -66,37 +69,42 @@ def _play(call: Call, prompt: Prompt, now: float) -> tuple[Call, do.Play]:
 
 
 def _notice_started(call: Call, event: on.PromptStarted, _now: float) -> Step:
-    return call, [do.Note("notice_started", {"at": _iso(event.at)})]
+    return call, [do.Note("notice_started", {"at": on.iso(event.at)})]
 
 
 def _notice_stopped(call: Call, event: on.PromptStopped, now: float) -> Step:
-    return _judge_notice(replace(call, unbroken=event.done), now)
+    return _judge_notice(replace(call, unbroken=event.done and call.unbroken is not False), now)
 
 
 def _notice_ended(call: Call, event: on.PromptEnded, now: float) -> Step:
-    return _judge_notice(replace(call, completed=event), now) if event.token == call.token else (call, [])
+    call = replace(call, completed=call.completed or event) if event.token == call.token else call
+    return _judge_notice(call, now)
 
 
 def _judge_notice(call: Call, now: float) -> Step:
-    """Whole is what FreeSWITCH calls both played and not broken off, whichever it says first."""
-    if call.completed is None or (call.completed.played and call.unbroken is None):
+    """Whole is what FreeSWITCH calls both played and not broken off, whichever it says first. Judged once."""
+    if call.heard_whole or call.completed is None or (call.completed.played and call.unbroken is None):
         return call, []
-    at = {"at": _iso(call.completed.at)}
+    at = {"at": on.iso(call.completed.at)}
     if not (call.completed.played and call.unbroken):
         return _unrecorded(call, "notice_not_played", do.Note("notice_cut", at))
+    if not _to_its_end(call.completed, call.rule.notice.prompt):
+        return replace(call, deadline=now + call.timing.hangup), []  # what cut it is about to be told
     heard = do.Note("notice_completed", at | call.rule.notice.proof())
     call = replace(call, heard_whole=True)
-    if call.rule.basis.kind is BasisKind.NOTICE:
-        call, commands = _authorise(call, "notice_given", now)
-    else:
-        call, commands = _open_question(call, now)
+    enough = call.rule.basis.kind is BasisKind.NOTICE
+    call, commands = _authorise(call, "notice_given", now) if enough else _open_question(call, now)
     return call, [heard, *commands]
 
 
+def _to_its_end(completed: on.PromptEnded, prompt: Prompt) -> bool:
+    """A caller who hangs up may cut a prompt that FreeSWITCH calls played, on a channel still up: 1 in 80 (A3)."""
+    return completed.heard is None or completed.heard >= prompt.seconds - _UNHEARD
+
+
 def _notice_flushed(call: Call, event: on.KeysFlushed, now: float) -> Step:
-    return (
-        _open_question(replace(call, listening_from=event.sequence), now) if event.token == call.token else (call, [])
-    )
+    call = replace(call, listening_from=event.sequence) if event.token == call.token else call
+    return _open_question(call, now)
 
 
 def _open_question(call: Call, now: float) -> Step:
@@ -106,15 +114,15 @@ def _open_question(call: Call, now: float) -> Step:
     return _ask_again(call, "early", now, counts=False) if call.early else (call, [])
 
 
-def _key_during_notice(call: Call, event: on.Key, _now: float) -> Step:
-    if event.digit and event.digit == call.rule.basis.refuse_key:
-        return _refused(call, event)
+def _key_during_notice(call: Call, event: on.Key, now: float) -> Step:
     if event.digit and event.digit == call.rule.basis.grant_key and not call.early:
         return replace(call, early=True), [do.Note("key_pressed", {"meaning": "early"})]
-    return call, []
+    return _key_while_authorising(call, event, now)
 
 
 def _notice_overdue(call: Call, _event: on.Tick, _now: float) -> Step:
+    if call.completed is not None and call.unbroken:  # cut short, and no hang-up came
+        return _unrecorded(call, "notice_not_played", do.Note("notice_cut", {"at": on.iso(call.completed.at)}))
     return _unrecorded(call, "notice_overdue", do.Break())
 
 
@@ -130,7 +138,7 @@ def _key_answers(call: Call, event: on.Key, now: float) -> Step:
     if event.digit == basis.refuse_key:
         return _refused(call, event)
     if call.listening_from is None or event.sequence <= call.listening_from:
-        return call, []  # FreeSWITCH numbered it before the end of the notice: early
+        return _overtaken_key(call, event, now)
     if event.digit == basis.grant_key:
         pressed = do.Note("key_pressed", {"meaning": "granted", "key": event.digit})
         quiet = _quiet(call)
@@ -139,6 +147,15 @@ def _key_answers(call: Call, event: on.Key, now: float) -> Step:
     if call.token:  # the question is being asked again as it is
         return call, []
     return _ask_again(call, "wrong_key", now)
+
+
+def _overtaken_key(call: Call, event: on.Key, now: float) -> Step:
+    """FreeSWITCH numbered it before the end of the notice: as early as one that comes in time."""
+    if event.digit != call.rule.basis.grant_key or call.early:
+        return call, []
+    call, early = replace(call, early=True), do.Note("key_pressed", {"meaning": "early"})
+    call, commands = (call, []) if call.token else _ask_again(call, "early", now, counts=False)
+    return call, [early, *commands]
 
 
 def _question_ended(call: Call, event: on.PromptEnded, now: float) -> Step:
@@ -161,7 +178,7 @@ def _ask_again(call: Call, why: str, now: float, *, counts: bool = True) -> Step
 
 def _refused(call: Call, event: on.Key) -> Step:
     note = do.Note("consent_refused", {"key": event.digit})
-    return _unrecorded(call, "refused", *_quiet(call), note)
+    return _unrecorded(replace(call, decision="refused"), "refused", *_quiet(call), note)
 
 
 def _quiet(call: Call) -> list[do.Command]:
@@ -181,23 +198,15 @@ def _durable(call: Call, _event: on.BasisDurable, now: float) -> Step:
 
 
 def _missing(call: Call, event: on.BasisMissing, _now: float) -> Step:
-    return _unrecorded(call, event.reason, do.Void(event.reason))
+    return _unrecorded(call, event.reason)
 
 
 def _key_while_authorising(call: Call, event: on.Key, _now: float) -> Step:
-    if event.digit and event.digit == call.rule.basis.refuse_key:
-        call, commands = _refused(call, event)
-        return call, [*commands, do.Void("refused")]
-    return call, []
-
-
-def _abandoned_while_authorising(call: Call, event: on.Hangup, now: float) -> Step:
-    call, commands = _abandoned(call, event, now)
-    return call, [*commands, do.Void("abandoned")]
+    return _refused(call, event) if event.digit and event.digit == call.rule.basis.refuse_key else (call, [])
 
 
 def _no_answer(call: Call, _event: on.Tick, _now: float) -> Step:
-    return _unrecorded(call, "decision_overdue", do.Void("decision_overdue"))
+    return _unrecorded(call, "decision_overdue")
 
 
 def _record_reply(call: Call, event: on.RecordReply, now: float) -> Step:
@@ -222,18 +231,19 @@ def _key_while_starting(call: Call, event: on.Key, now: float) -> Step:
 
 
 def _link_lost_while_starting(call: Call, _event: on.LinkLost, now: float) -> Step:
-    return _discard(replace(call, released=True), "link_lost", now, do.StopRecording())
+    return _discard(call, "link_lost", now, do.StopRecording())
 
 
-# RECORDING and CLOSING
+# RECORDING, CLOSING and STOPPED
 
 
 def _key_in_conversation(call: Call, event: on.Key, now: float) -> Step:
     wanted = call.rule.basis.withdraw_keys
     if not wanted:
         return call, []
-    keys = (call.keys + event.digit)[-len(wanted) :]
-    if keys != wanted:
+    # Twice as many as are wanted, in FreeSWITCH's order: one may still be overtaken by the next.
+    keys = tuple(sorted((*call.keys, (event.sequence, event.digit)), key=itemgetter(0))[-2 * len(wanted) :])
+    if wanted not in "".join(digit for _, digit in keys):
         return replace(call, keys=keys), []
     return _withdrawn(call, now, channel="key", key=wanted)
 
@@ -244,10 +254,16 @@ def _ordered(call: Call, event: on.Ordered, now: float) -> Step:
             return call, [do.Mask(on=event.order is on.Order.MASK)]
         case on.Order.STOP:
             return replace(call, state=State.CLOSING, deadline=now + call.timing.close), [do.StopRecording()]
-        case on.Order.WITHDRAW:
-            if call.rule.basis.kind is not BasisKind.CONSENT:
-                return call, [do.Note("withdrawal_without_effect", {"basis": call.rule.basis.id})]  # D4
-            return _withdrawn(call, now, channel="order")
+    return _withdrawal_ordered(call, event, now)
+
+
+def _withdrawal_ordered(call: Call, event: on.Ordered, now: float) -> Step:
+    """A withdrawal counts from the start of the recording to the end of the call (D1); another order needs more."""
+    if event.order is not on.Order.WITHDRAW:
+        return call, []
+    if call.rule.basis.kind is not BasisKind.CONSENT:
+        return call, [do.Note("withdrawal_without_effect", {"basis": call.rule.basis.id})]  # D4
+    return _withdrawn(call, now, channel="order")
 
 
 def _masked(call: Call, event: on.MaskReply, _now: float) -> Step:
@@ -262,6 +278,8 @@ def _hangup_while_recording(call: Call, _event: on.Hangup, now: float) -> Step:
 
 
 def _started_while_closing(call: Call, event: on.RecordStarted, now: float) -> Step:
+    if call.started:
+        return call, []
     if not event.as_asked:
         return _discard(call, "started_otherwise", now)
     return replace(call, started=True), [do.Started(event.at)]  # the caller hung up while the recording was starting
@@ -270,22 +288,35 @@ def _started_while_closing(call: Call, event: on.RecordStarted, now: float) -> S
 def _record_stopped(call: Call, event: on.RecordStopped, now: float) -> Step:
     if not call.started:
         return _discard(call, "never_started", now)
-    call = replace(call, state=State.ENDED, deadline=None)
-    return call, [do.Finish(event.at, event.samples, abrupt=False)]
+    return _complete(call, do.Finish(event.at, event.samples, abrupt=False))
 
 
 def _stop_overdue(call: Call, _event: on.Tick, now: float) -> Step:
     if not call.started:
         return _discard(call, "never_started", now)
-    return replace(call, state=State.ENDED, deadline=None), [do.Finish(None, None, abrupt=True)]
+    return _complete(call, do.Finish(None, None, abrupt=True))
+
+
+def _complete(call: Call, finish: do.Finish) -> Step:
+    return replace(call, state=State.ENDED if call.hung_up else State.STOPPED, deadline=None), [finish]
+
+
+def _hangup_after_stop(call: Call, _event: on.Hangup, _now: float) -> Step:
+    state = State.ENDED if call.state is State.STOPPED else call.state
+    return replace(call, state=state, hung_up=True), []
 
 
 # the ways out
 
 
 def _unrecorded(call: Call, reason: str, *commands: do.Command) -> Step:
+    onward = [do.Release(), do.Note("released_unrecorded", {"reason": reason}), *_voided(call, reason)]
     call = replace(call, state=State.UNRECORDED, decision=call.decision or reason, released=True, deadline=None)
-    return call, [*commands, do.Release(), do.Note("released_unrecorded", {"reason": reason})]
+    return call, [*commands, *onward]
+
+
+def _voided(call: Call, reason: str) -> list[do.Command]:
+    return [do.Void(reason)] if call.state is State.AUTHORISING else []  # the basis may be durable all the same
 
 
 def _withdrawn(call: Call, now: float, **how: str) -> Step:
@@ -294,23 +325,21 @@ def _withdrawn(call: Call, now: float, **how: str) -> Step:
 
 
 def _discard(call: Call, reason: str, now: float, *commands: do.Command) -> Step:
-    on: list[do.Command] = [] if call.released else [do.Release()]
+    if not call.released:
+        commands += (do.Release(), do.Note("released_unrecorded", {"reason": reason}))
     call = replace(call, state=State.DISCARDING, released=True, deadline=now + call.timing.close)
-    return call, [*commands, *on, do.Discard(reason)]
+    return call, [*commands, do.Discard(reason)]
 
 
 def _abandoned(call: Call, _event: on.Hangup, _now: float) -> Step:
     kind = "abandoned_during_notice" if call.state is State.ANNOUNCING else "abandoned"
+    commands = [do.Release(), do.Note(kind, {}), *_voided(call, "abandoned")]
     call = replace(call, state=State.ENDED, decision="abandoned", hung_up=True, released=True, deadline=None)
-    return call, [do.Release(), do.Note(kind, {})]
+    return call, commands
 
 
 def _lost(call: Call, _event: on.LinkLost, _now: float) -> Step:
     return _unrecorded(call, "link_lost")
-
-
-def _lost_while_authorising(call: Call, _event: on.LinkLost, _now: float) -> Step:
-    return _unrecorded(call, "link_lost", do.Void("link_lost"))
 
 
 def _started_too_late(call: Call, _event: on.RecordStarted, _now: float) -> Step:
@@ -319,10 +348,6 @@ def _started_too_late(call: Call, _event: on.RecordStarted, _now: float) -> Step
 
 def _discarded(call: Call, _event: on.Event, _now: float) -> Step:
     return replace(call, state=State.ENDED, deadline=None), [do.Discard("closed")]
-
-
-def _iso(at: datetime | None) -> str | None:
-    return at.isoformat(timespec="milliseconds") if at else None
 
 
 TABLE: dict[tuple[State, type], Callable[..., Step]] = {
@@ -345,11 +370,12 @@ TABLE: dict[tuple[State, type], Callable[..., Step]] = {
     (State.AUTHORISING, on.BasisMissing): _missing,
     (State.AUTHORISING, on.Tick): _no_answer,
     (State.AUTHORISING, on.Key): _key_while_authorising,
-    (State.AUTHORISING, on.Hangup): _abandoned_while_authorising,
-    (State.AUTHORISING, on.LinkLost): _lost_while_authorising,
+    (State.AUTHORISING, on.Hangup): _abandoned,
+    (State.AUTHORISING, on.LinkLost): _lost,
     (State.STARTING, on.RecordReply): _record_reply,
     (State.STARTING, on.RecordStarted): _record_started,
     (State.STARTING, on.Key): _key_while_starting,
+    (State.STARTING, on.Ordered): _withdrawal_ordered,
     (State.STARTING, on.Tick): _start_overdue,
     (State.STARTING, on.Hangup): _hangup_while_recording,
     (State.STARTING, on.LinkLost): _link_lost_while_starting,
@@ -360,7 +386,13 @@ TABLE: dict[tuple[State, type], Callable[..., Step]] = {
     (State.RECORDING, on.RecordStopped): _record_stopped,
     (State.CLOSING, on.RecordStarted): _started_while_closing,
     (State.CLOSING, on.RecordStopped): _record_stopped,
+    (State.CLOSING, on.Key): _key_in_conversation,
+    (State.CLOSING, on.Ordered): _withdrawal_ordered,
+    (State.CLOSING, on.Hangup): _hangup_after_stop,
     (State.CLOSING, on.Tick): _stop_overdue,
+    (State.STOPPED, on.Key): _key_in_conversation,
+    (State.STOPPED, on.Ordered): _withdrawal_ordered,
+    (State.STOPPED, on.Hangup): _hangup_after_stop,
     (State.DISCARDING, on.RecordStarted): _started_too_late,
     (State.DISCARDING, on.RecordStopped): _discarded,
     (State.DISCARDING, on.Hangup): _discarded,

@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import lru_cache
 
 import phonenumbers
 
@@ -24,6 +25,10 @@ class LockMode(StrEnum):
 
     GOVERNANCE = "GOVERNANCE"
     COMPLIANCE = "COMPLIANCE"
+
+
+# Of object keys: the storage probe's canaries, and segments of running calls. No basis may have them.
+PROBE_PREFIX, SEGMENTS_PREFIX = "probe", "segments"
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +111,7 @@ class Policy:
 
     def line_for(self, dialled: str) -> Line | None:
         """The line that was dialled, in whatever form the trunk delivered its number, or None: not recorded."""
-        number = e164(dialled, self.country)
+        number = _known(dialled, self.country)
         return self.lines.get(number) if number else None
 
     def basis(self, basis_id: str) -> Basis | None:
@@ -132,3 +137,6 @@ def e164(dialled: str, country: str) -> str | None:
         if phonenumbers.is_possible_number(number) and phonenumbers.is_valid_number(number):
             return phonenumbers.format_number(number, phonenumbers.PhoneNumberFormat.E164)
     return None
+
+
+_known = lru_cache(maxsize=256)(e164)  # of dialled numbers, which are few; callers' numbers are not kept

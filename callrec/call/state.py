@@ -16,6 +16,7 @@ class State(StrEnum):
     STARTING = "starting"
     RECORDING = "recording"
     CLOSING = "closing"
+    STOPPED = "stopped"
     DISCARDING = "discarding"
     UNRECORDED = "unrecorded"
     ENDED = "ended"
@@ -26,6 +27,7 @@ class Timing:
     """Deadlines in seconds."""
 
     prompt: float = 10.0  # beyond a prompt's own length, until it must have ended
+    hangup: float = 0.25  # from the end of a notice that was cut short to the hang-up that cut it
     unknown_prompt: float = 180.0  # for a prompt whose length is not known
     authorise: float = 0.5  # the listener answers within the decision timeout; this is its backstop
     start: float = 1.0  # from uuid_record to RECORD_START
@@ -47,10 +49,10 @@ class Call:
     completed: PromptEnded | None = None  # what FreeSWITCH said of the notice as a whole
     unbroken: bool | None = None  # whether PLAYBACK_STOP of the notice said done; None: not said yet
     heard_whole: bool = False  # the notice was played from its first to its last sample
-    listening_from: int | None = None  # on.Event-Sequence from which a `1` counts
+    listening_from: int | None = None  # Event-Sequence after which a `1` counts
     early: bool = False  # a `1` came during the notice
     repeats: int = 0  # of the question
-    keys: str = ""  # pressed during the conversation, as far as they may belong to a withdrawal
+    keys: tuple[tuple[int, str], ...] = ()  # (Event-Sequence, digit), as far as they may belong to a withdrawal
     decision: str = ""
     started: bool = False  # RECORD_START was seen
     released: bool = False

@@ -39,6 +39,7 @@ def _uuid_record(switch: Board, arg: str) -> str:
     if call is None:
         return "-ERR Cannot locate session!\n"
     if action == "start":
+        call.mark("record")
         limit = int(rest[0]) if rest and rest[0].isdecimal() else 0
         # One word too many and the last one no longer starts with its brace: all variables are dropped, silently.
         own = _braces(rest[1]) if len(rest) > 1 else {}

@@ -84,6 +84,7 @@ class SimCall(Channel):
 
     def _listen(self) -> str:
         """How the listener let go of the call."""
+        self.mark("dialled")
         try:
             sock = socket.create_connection(self.switch.listener, timeout=_CONNECT)
         except OSError:

@@ -99,6 +99,7 @@ class Channel:
         self.at = switch.clock.micros()
         self.text = ChannelText(self.uuid, script.dialled, script.caller_number, script.caller_name, self.at)
         self.timeline: list[Fact] = []
+        self.marks: dict[str, float] = {}  # see `mark`
         self.link: Link | None = None
         self.digits: list[str] = []  # pressed and not yet dequeued
         self.queue: list[dict[str, str]] = []  # sendmsg not yet executed
@@ -113,6 +114,10 @@ class Channel:
 
     def fact(self, *what: str | float) -> None:
         self.timeline.append(((self.at - self.text.created) / 1e6, what))
+
+    def mark(self, what: str) -> None:
+        """Remember when this really happened, in seconds of time.monotonic: a timeline tells the call's own time."""
+        self.marks[what] = time.monotonic()
 
     # Time
 
@@ -213,6 +218,7 @@ class Channel:
         """Take the next digit; this is when its DTMF event fires."""
         digit = self.digits.pop(0)
         self.fact("key", digit)
+        self.mark("key")
         lines = [("DTMF-Digit", digit), ("DTMF-Duration", "2000"), ("DTMF-Source", "RTP")]
         self.fire("DTMF", block(lines), full=False)
         return digit

@@ -164,7 +164,7 @@ def _show(scenarios: list[Scenario], *, as_json: bool) -> int:
         stack.callback(installation.stop)
         installation.start()
         say(f"placing {len(scenarios)} calls, {_SPEED:.0f} times as fast as real callers\n")
-        verdicts = _calls(installation, switch, scenarios, say)
+        verdicts = place_and_judge(installation, switch, scenarios, say)
         bad = [verdict for verdict in verdicts if verdict.wrong]
         if as_json:
             for verdict in verdicts:
@@ -184,28 +184,35 @@ def _show(scenarios: list[Scenario], *, as_json: bool) -> int:
     return 1 if bad else 0
 
 
-def _calls(
-    installation: Installation, switch: Switch, scenarios: list[Scenario], say: Callable[[str], None]
+def place_and_judge(
+    installation: Installation,
+    switch: Switch,
+    scenarios: list[Scenario],
+    say: Callable[[str], None] = lambda _text: None,
+    placed: Callable[[SimCall], None] = lambda _call: None,
 ) -> list[Verdict]:
     """Place the calls, all at once, show what happens to them, and judge each when it has settled."""
-    placed = [(scenario, switch.place(scenario.script)) for scenario in scenarios]
+    calls = [(scenario, switch.place(scenario.script)) for scenario in scenarios]
     desk = Database(
         installation.stack.postgres_url,
         str(conninfo_to_dict(installation.stack.postgres_url)["user"]),
         str(conninfo_to_dict(installation.stack.postgres_url).get("password") or ""),
     )
     with desk, Inspector(installation) as inspector:
-        for scenario, call in placed:
-            gevent.spawn(_give_orders, desk, scenario, call)
-        tellers = [gevent.spawn(_tell, scenario, call, say) for scenario, call in placed]
+        tasks: list[gevent.Greenlet[..., None]] = []
+        for scenario, call in calls:
+            placed(call)
+            tasks.append(gevent.spawn(_give_orders, desk, scenario, call))
+            tasks.append(gevent.spawn(_tell, scenario, call, say))
         verdicts = []
-        for scenario, call in placed:
+        for scenario, call in calls:
             facts = [str(what[0]) for _, what in call.result(_CALL)]
             with gevent.Timeout(_SETTLE, False):  # type: ignore[arg-type] # False: end the block quietly (gevent's manual)
                 while not inspector.settled(call.uuid):
                     gevent.sleep(0.05)
             verdicts.append(inspector.judge(scenario, call.uuid, facts))
-        gevent.joinall(tellers, timeout=1)
+        gevent.joinall(tasks, timeout=1)
+        gevent.killall(tasks)
     return verdicts
 
 

@@ -226,6 +226,7 @@ class EventSocket:
             self.reply("+OK")
         elif word == "connect":
             self.connected = True
+            channel.mark("connect")
             self.send(channel.data(self._full))
             channel.poke()
         else:

@@ -5,6 +5,7 @@ its own. The demo, the service tests and the bench stand on it.
 """
 
 import base64
+import contextlib
 import json
 import os
 import re
@@ -26,7 +27,7 @@ from psycopg.conninfo import conninfo_to_dict
 
 from callrec.call.policy import LockMode
 from callrec.config import Config, load
-from callrec.demo.process import free_port
+from callrec.demo.process import free_port, running
 from callrec.demo.stack import Stack
 from callrec.errors import CallrecError
 from callrec.process import die_with_parent
@@ -69,7 +70,10 @@ def rewritten(text: str, values: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 class Installation:
-    """A callrec in `root`, on `stack`. `changes` are values of the configuration, by table and key."""
+    """A callrec in `root`, on `stack`. `changes` are values of the configuration, by table and key.
+
+    `role` is the command that starts it: `run`, or one role alone. `listen` alone gets no bucket.
+    """
 
     def __init__(
         self,
@@ -80,6 +84,7 @@ class Installation:
         password: str,
         changes: Mapping[str, Mapping[str, Any]] | None = None,
         prompts: Path | None = None,
+        role: str = "run",
     ) -> None:
         self.root = root.absolute()
         self.stack = stack
@@ -93,6 +98,7 @@ class Installation:
         self._event_socket = event_socket
         self._changes = changes or {}
         self._prompts = prompts or self.root / "prompts"
+        self._role = role
         self._process: subprocess.Popen[bytes] | None = None
         self._log_path = self.root / "callrec.log"
 
@@ -113,16 +119,17 @@ class Installation:
         self._write_config()
         synthesise(self.config)
         self._make_tables()
-        self._make_bucket()
+        if self._role != "listen":
+            self._make_bucket()
 
     def start(self, *, wait_for_event_socket: bool = True) -> None:
-        """`callrec run`; returns when every role has what it needs. CallrecError with the end of its log if not.
+        """`callrec run`, or the one role; returns when every role has what it needs. CallrecError with the end of its log if not.
 
         A FreeSWITCH that is started later need not be waited for.
         """
         with self._log_path.open("ab") as log:
             self._process = subprocess.Popen(  # our own program
-                [sys.executable, "-m", "callrec", "run"],
+                [sys.executable, "-m", "callrec", self._role],
                 env=self.env,
                 stdout=log,
                 stderr=log,
@@ -136,6 +143,11 @@ class Installation:
             time.sleep(0.05)
         self.stop()
         raise CallrecError("callrec did not become ready", detail=self.log_tail())
+
+    @property
+    def pid(self) -> int | None:
+        """None while it is not started."""
+        return self._process.pid if self._process else None
 
     def missing(self) -> set[str]:
         """What /readyz says is missing; "http" while nobody answers."""
@@ -164,6 +176,19 @@ class Installation:
                 os.killpg(self._process.pid, signal.SIGKILL)
                 self._process.wait()
         self._process = None
+
+    def pids(self) -> dict[str, int]:
+        """Process ids by command: "run", the supervisor, and each role that it has running."""
+        if self._process is None or self._process.poll() is not None:
+            return {}
+        found = {"run": self._process.pid}
+        folder = Path(f"/proc/{self._process.pid}/task/{self._process.pid}")
+        with contextlib.suppress(OSError):  # one that ends while we look
+            for child in (folder / "children").read_text().split():
+                words = Path(f"/proc/{child}/cmdline").read_text().split("\0")
+                if "callrec" in words:  # `python -m callrec ROLE …`; a moment before its exec it is none
+                    found[words[words.index("callrec") + 1]] = int(child)
+        return {role: pid for role, pid in found.items() if running(pid)}
 
     def log_tail(self, lines: int = 15) -> str:
         try:

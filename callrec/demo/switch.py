@@ -244,14 +244,16 @@ def _say(line: dict[str, Any]) -> None:
 def _report(key: object, call: SimCall) -> None:
     with suppress(CallrecError):
         call.result(_LONGEST_CALL)
-    _say({"id": key, "uuid": call.uuid, "timeline": call.timeline})
+    _say({"id": key, "uuid": call.uuid, "timeline": call.timeline, "marks": call.marks})
 
 
 def main() -> None:
     """Line-JSON in and out until the input ends or says stop; the password is in the environment variable named.
 
     First line out: {"event_socket": [host, port], "pid": n}. In: {"place": {script}, "id": any} or {"stop": true}. Out,
-    one for each call: {"id": any, "uuid": …, "timeline": [[seconds, [fact, …]], …]}, or {"id": any, "error": …}.
+    one for each call: {"id": any, "uuid": …, "timeline": [[seconds, [fact, …]], …], "marks": {…}}, or {"id": any,
+    "error": …}. Marks are moments of time.monotonic: dialled (before connecting to the listener), connect (that command
+    came), key (the last one that was heard), record (uuid_record start came).
     """
     parser = argparse.ArgumentParser(prog="callrec.demo.switch", description="The simulated FreeSWITCH")
     parser.add_argument("--listener", type=_address, required=True, metavar="HOST:PORT")

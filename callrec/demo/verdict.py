@@ -9,6 +9,7 @@ import wave
 from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 from uuid import UUID
 
@@ -57,8 +58,12 @@ class Inspector:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
         self._postgres.close()
         self._objects.close()
+        self._redis.close()
 
     def rows(self, statement: str, *values: object) -> list[dict[str, Any]]:
         return self._postgres.execute(statement, values).fetchall()
@@ -66,9 +71,32 @@ class Inspector:
     def settled(self, channel: str) -> bool:
         """Whether nothing more will happen to this call's recording."""
         found = self.rows(
-            "SELECT c.ended_at, r.state FROM call c LEFT JOIN recording r USING (call_id) WHERE c.channel = %s", channel
+            "SELECT c.ended_at, r.state, r.recording_id FROM call c LEFT JOIN recording r USING (call_id)"
+            " WHERE c.channel = %s",
+            channel,
         )
-        return bool(found) and found[0]["ended_at"] and found[0]["state"] not in {"authorised", "recording", "finished"}
+        if not found or not found[0]["ended_at"] or found[0]["state"] in {"authorised", "recording", "finished"}:
+            return False
+        return not self._spooled([found[0]["recording_id"]])  # the last of the files goes after the row says `stored`
+
+    def versions(self) -> list[Version]:
+        """Every version of every object in the bucket, delete markers too."""
+        return list(self._objects.versions(""))
+
+    def lock_of(self, version: Version) -> tuple[str | None, datetime | None]:
+        """Mode and date of a version's lock, as the object store gives them."""
+        return self._objects.lock_of(version.key, version.version_id)
+
+    def sound(self, recording_id: UUID, version: Version | None = None) -> bytes:
+        """The WAV file that is stored, opened with the private key. EnvelopeError when it does not open."""
+        row = self.rows(
+            "SELECT object_key, version_id, sealed FROM recording JOIN recording_key USING (recording_id)"
+            " WHERE recording_id = %s",
+            recording_id,
+        )[0]
+        key = envelope.unseal(bytes(row["sealed"]), self._installation.private_key)
+        where = (version.key, version.version_id) if version else (row["object_key"], row["version_id"])
+        return b"".join(envelope.decrypt(self._objects.read(*where), key, recording_id))
 
     def judge(self, scenario: Scenario, channel: str, facts: Iterable[str]) -> Verdict:
         """Compare everything with the demand. `facts` are what the switch saw of the call."""
@@ -103,15 +131,18 @@ class Inspector:
             verdict.wrong.append(f"ledger has {', '.join(sorted(there))}")
 
     def _spool(self, verdict: Verdict, recording_ids: Sequence[UUID]) -> None:
-        folders = (self._installation.spool / folder for folder in ("rec", "sealed"))  # where audio may be
-        names = [path.name for folder in folders for path in folder.iterdir()]
-        left = [name for name in names if any(str(recording) in name for recording in recording_ids)]
+        left = self._spooled(recording_ids)
         verdict.spool = ", ".join(left) or "nothing"
         _differs(verdict, "files in the spool", 0, len(left))
 
+    def _spooled(self, recording_ids: Sequence[UUID]) -> list[str]:
+        folders = (self._installation.spool / folder for folder in ("rec", "sealed"))  # where audio may be
+        names = [path.name for folder in folders for path in folder.iterdir()]
+        return [name for name in names if any(str(recording) in name for recording in recording_ids)]
+
     def _storage(self, verdict: Verdict, demand: Demand, recordings: Sequence[dict[str, Any]]) -> None:
         ids = {str(row["recording_id"]) for row in recordings}
-        versions = [version for version in self._objects.versions("") if version.key.rsplit("/", 1)[-1] in ids]
+        versions = [version for version in self.versions() if version.key.rsplit("/", 1)[-1] in ids]
         keys = self.rows("SELECT recording_id FROM recording_key WHERE recording_id::text = ANY(%s)", list(ids))
         if demand.basis is None:
             verdict.storage = f"{len(versions)} versions, {len(keys)} keys"
@@ -127,23 +158,17 @@ class Inspector:
         basis = self._config.bases[str(demand.basis)]
         _differs(verdict, "basis", basis.id, row["basis"])
         until = retain_until(row["started_at"], basis.retention, self._config.operator.timezone)
-        mode, found = self._objects.lock_of(version.key, version.version_id)
+        mode, found = self.lock_of(version)
         verdict.storage = f"1 version, {mode} until {found:%d %b %Y}, 1 key" if found else f"1 version, lock {mode}"
         _differs(verdict, "lock mode", basis.lock.value, mode)
         _differs(verdict, "lock date", until, found)
         _differs(verdict, "date in Postgres", until, row["retain_until"])
         try:
-            sound = self._open(row, version)
+            sound = self.sound(row["recording_id"], version)
         except CallrecError as error:
             verdict.wrong.append(f"does not open: {error}")
             return
         _listen(verdict, demand, sound)
-
-    def _open(self, row: dict[str, Any], version: Version) -> bytes:
-        sealed = self.rows("SELECT sealed FROM recording_key WHERE recording_id = %s", row["recording_id"])[0]["sealed"]
-        key = envelope.unseal(bytes(sealed), self._installation.private_key)
-        pieces = self._objects.read(version.key, version.version_id)
-        return b"".join(envelope.decrypt(pieces, key, row["recording_id"]))
 
     def _live(self, verdict: Verdict, demand: Demand, channel: str) -> None:
         fields = self._redis.hgetall(live.KEY.format(channel=channel))

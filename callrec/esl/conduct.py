@@ -12,10 +12,12 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import cache
 from typing import Protocol
 
 from gevent.event import Event
 from gevent.queue import Empty, SimpleQueue
+from prometheus_client import Gauge
 
 from callrec import metrics
 from callrec.call import commands as do
@@ -37,6 +39,12 @@ log = Log(__name__)
 
 EXIT = 2.0  # seconds for FreeSWITCH to answer `exit`
 _OVER = frozenset({State.UNRECORDED, State.ENDED})
+
+
+@cache
+def _in_state(state: State) -> Gauge:
+    """The calls in this state. Looking a label up takes as long as counting ten calls."""
+    return metrics.STATE.labels(state)
 
 
 class Control(Protocol):
@@ -113,7 +121,7 @@ class Conduct:
         self._key_at = 0.0
         self._masked = False
         self._closed: Event | None = None  # set when the outbound link has ended
-        metrics.STATE.labels(call.state).inc()
+        _in_state(call.state).inc()
 
     @classmethod
     def revived(cls, node: Node, facts: CallFacts, decision: str, ordinal: int) -> "Conduct":
@@ -157,11 +165,15 @@ class Conduct:
                 self._take(self._next())
             self._close()
         except BaseException:
-            metrics.STATE.labels(self.call.state).dec()
-            if not self.handed_on:
-                metrics.UNRECORDED.labels("fault").inc()
+            if self.handed_on:
+                self._flush()
+            else:
                 self._release()
+                self._note("released_unrecorded", {"reason": "fault"})
+                self._flush(ended=True)
             raise
+        finally:
+            _in_state(self.call.state).dec()
 
     def _next(self) -> on.Event:
         deadline = self.call.deadline
@@ -176,8 +188,8 @@ class Conduct:
             self._key_at = time.monotonic()
         self.call, commands = machine.step(before, event, time.monotonic())
         if self.call.state is not before.state:
-            metrics.STATE.labels(before.state).dec()
-            metrics.STATE.labels(self.call.state).inc()
+            _in_state(before.state).dec()
+            _in_state(self.call.state).inc()
         for command in commands:
             self._perform(command)
         if isinstance(event, on.LinkLost):
@@ -188,7 +200,6 @@ class Conduct:
             self._publish()
 
     def _close(self) -> None:
-        metrics.STATE.labels(self.call.state).dec()
         if self.facts.line is not None:
             metrics.DECISIONS.labels(self.facts.line.id, self.call.decision).inc()
         self._flush(ended=True)
@@ -209,9 +220,8 @@ class Conduct:
                 case do.Answer():
                     self._post(dialect.answer(), dialect.uninterruptible())
                 case do.Play():
-                    self._post(dialect.play(command.prompt.file, command.token))
-                    if command.flush:
-                        self._post(dialect.flush_keys(command.token))
+                    play = dialect.play(command.prompt.file, command.token)
+                    self._post(play, *([dialect.flush_keys(command.token)] if command.flush else []))
                 case do.Break():
                     self._post(dialect.break_prompt(self.facts.channel))
                 case do.Authorise():
@@ -221,7 +231,7 @@ class Conduct:
                 case do.StopRecording():
                     self._change_recording("stop", None)
                 case do.Mask():
-                    self._change_recording("mask" if command.on else "unmask", self._on_mask(command.on))
+                    self._mask(command.on)
                 case do.Release():
                     self._release()
                 case do.Started():
@@ -240,34 +250,30 @@ class Conduct:
 
     def _post(self, *payloads: bytes) -> None:
         if self._link is not None:
-            for payload in payloads:
-                self._link.post(payload)
+            self._link.post_all(payloads)
 
     def _authorise(self) -> on.Event:
         reason = self._obstacle()
         if reason:
             return on.BasisMissing(reason)
-        self._note("basis_established", {})
-        caller = self._conceal()
-        if caller is not None:
-            self._notes[-1].body["caller_commitment"] = caller.commitment
-        line = self.call.rule
-        self._notes[-1].body.update(
-            basis=line.basis.id, citation=line.basis.citation, purposes=sorted(line.basis.purposes),
-            decision=self.call.decision, recording=str(self.facts.recording_id),
-        )  # fmt: skip
+        basis, caller = self.call.rule.basis, self._conceal()
+        commitment = {"caller_commitment": caller.commitment} if caller is not None else {}
+        about = {"basis": basis.id, "citation": basis.citation, "decision": self.call.decision, **commitment}
+        about["recording"] = str(self.facts.recording_id)
+        established = self._noted("basis_established", about | {"purposes": sorted(basis.purposes)})
         begun = time.monotonic()
         try:
             self.node.records.authorise(
-                self.facts, self.call.decision, self._notes, caller, timeout=self.node.decision_timeout
+                self.facts, self.call.decision, [*self._notes, established], caller, timeout=self.node.decision_timeout
             )
         except StoreError as error:
             log.warning("basis_not_durable", call=self.facts.call_id, detail=error.detail)
             return on.BasisMissing("ledger_down")
         finally:
-            metrics.DECIDE_SECONDS.observe(time.monotonic() - begun)
-        self._notes.clear()
-        return on.BasisDurable()
+            taken = time.monotonic() - begun
+            metrics.DECIDE_SECONDS.observe(taken)
+        self._notes.clear()  # with any other end `established` is not noted again: if it is so, the ledger has it
+        return on.BasisDurable() if taken <= self.node.decision_timeout else on.BasisMissing("decision_overdue")
 
     def _obstacle(self) -> str:
         """Why this call can't be recorded although its basis is there; empty when it can."""
@@ -296,20 +302,23 @@ class Conduct:
         else:
             self.node.control.post(payload, on_reply)
 
-    def _on_mask(self, masked: bool) -> Callable[[str], None]:
+    def _mask(self, masked: bool) -> None:
         def replied(reply: str) -> None:
             self._masked = masked if reply.startswith("+OK") else self._masked
             self.mailbox.put(on.MaskReply(masked, reply.startswith("+OK")))
 
-        return replied
+        try:
+            self._change_recording("mask" if masked else "unmask", replied)
+        except LinkError:
+            self.mailbox.put(on.MaskReply(masked, ok=False))  # who asked for it must learn that it is not so
+            raise
 
     def _release(self) -> None:
         """Hand the caller on: from here the dialplan goes its way and the inbound link tells us of this call."""
         self.handed_on = True
         if self._link is not None and self._link.connected:
             try:
-                self._link.post(b"resume\n\n")
-                self._link.post(b"exit\n\n")
+                self._link.post_all((b"resume\n\n", b"exit\n\n"))
             except LinkError:
                 self._link.close()  # socket_resume carries the caller on
 
@@ -329,9 +338,12 @@ class Conduct:
 
     # what is told about it
 
-    def _note(self, kind: str, body: dict[str, object]) -> None:
+    def _noted(self, kind: str, body: dict[str, object]) -> Noted:
         self._ordinal += 1
-        self._notes.append(Noted(self._ordinal, kind, dict(body), datetime.now(UTC)))
+        return Noted(self._ordinal, kind, dict(body), datetime.now(UTC))
+
+    def _note(self, kind: str, body: dict[str, object]) -> None:
+        self._notes.append(self._noted(kind, body))
         if kind == "released_unrecorded":
             metrics.UNRECORDED.labels(str(body["reason"])).inc()
 

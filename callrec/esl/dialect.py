@@ -6,6 +6,7 @@ Which header says what was seen on FreeSWITCH 1.10.12; nothing here decides anyt
 import re
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from functools import cache
 
 from callrec.call import events as on
 from callrec.errors import WireError
@@ -22,6 +23,8 @@ INBOUND_EVENTS = "event plain DTMF RECORD_START RECORD_STOP CHANNEL_HANGUP_COMPL
 # This recording's alone: as channel variables they would leak to every other. Without the pre-buffer at 0 the last
 # half second is lost and a mask acts half a second early; unbuffered, so that the spool holds what was said.
 _RECORD_VARIABLES = "{RECORD_STEREO=true,RECORD_PRE_BUFFER_FRAMES=0,enable_file_write_buffering=false,RECORD_MIN_SEC=0}"
+_KEYS = frozenset("0123456789*#ABCD")
+_LONGEST_NUMBER = 18  # digits; fits a bigint of Postgres
 _CHANNEL = re.compile(r"[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}")
 
 
@@ -51,8 +54,8 @@ def caller_number(headers: Headers) -> str:
 
 
 def sequence(headers: Headers) -> int:
-    number = headers.get("Event-Sequence")
-    return int(number) if number.isascii() and number.isdigit() else 0
+    """Event-Sequence: FreeSWITCH's own numbering of its events, from 1; 0 where there is none."""
+    return _number(headers.get("Event-Sequence")) or 0
 
 
 def happened_at(headers: Headers) -> datetime | None:
@@ -61,6 +64,10 @@ def happened_at(headers: Headers) -> datetime | None:
     if not (stamp.isascii() and stamp.isdigit()) or len(stamp) > 17:  # noqa: PLR2004 # beyond the year 5000: not a date
         return None
     return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=int(stamp))
+
+
+def _number(text: str) -> int | None:
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= _LONGEST_NUMBER else None
 
 
 def understand(headers: Headers, path: str) -> on.Event | None:
@@ -86,16 +93,26 @@ def _completed(headers: Headers, _path: str) -> on.Event | None:
     token = headers.get("Application-UUID")
     match headers.get("Application"):
         case "playback":
-            played = headers.get("Application-Response") == "FILE PLAYED" and _up(headers)
-            return on.PromptEnded(token, played, happened_at(headers))
+            if not _up(headers):
+                return on.Hangup()  # CHANNEL_HANGUP itself may come after this: 4 in 80
+            played = headers.get("Application-Response") == "FILE PLAYED"
+            # Of a missing file the variables are those of the prompt before.
+            return on.PromptEnded(token, played, happened_at(headers), _heard(headers) if played else None)
         case "flush_dtmf":
             return on.KeysFlushed(token, sequence(headers))
     return None
 
 
+def _heard(headers: Headers) -> float | None:
+    """Seconds of the prompt that were played. `playback_ms` and `playback_samples` count what was read ahead."""
+    position = _number(headers.get("variable_playback_last_offset_pos"))
+    rate = _number(headers.get("variable_write_rate"))
+    return position / rate if position is not None and rate else None
+
+
 def _key(headers: Headers, _path: str) -> on.Event | None:
     digit = headers.get("DTMF-Digit")
-    return on.Key(digit, sequence(headers)) if len(digit) == 1 else None
+    return on.Key(digit, sequence(headers)) if digit in _KEYS else None
 
 
 def _record_started(headers: Headers, path: str) -> on.Event | None:
@@ -111,8 +128,7 @@ def _record_started(headers: Headers, path: str) -> on.Event | None:
 def _record_stopped(headers: Headers, path: str) -> on.Event | None:
     if headers.get("Record-File-Path") != path:
         return None
-    samples = headers.get("variable_record_samples")
-    return on.RecordStopped(happened_at(headers), int(samples) if samples.isascii() and samples.isdigit() else None)
+    return on.RecordStopped(happened_at(headers), _number(headers.get("variable_record_samples")))
 
 
 def _hangup(_headers: Headers, _path: str) -> on.Event | None:
@@ -131,6 +147,7 @@ _EVENTS: dict[str, Callable[[Headers, str], on.Event | None]] = {
 }
 
 
+@cache
 def subscriptions(linger_seconds: int) -> tuple[bytes, ...]:
     """What an outbound link asks for first.
 
@@ -140,10 +157,12 @@ def subscriptions(linger_seconds: int) -> tuple[bytes, ...]:
     return tuple(wire.command(text) for text in wanted)
 
 
+@cache
 def answer() -> bytes:
     return wire.execute("answer", "", "answer")
 
 
+@cache
 def uninterruptible() -> bytes:
     """FreeSWITCH ends a prompt at `*` unless told otherwise."""
     return wire.execute("set", "playback_terminators=none", "set")

@@ -61,8 +61,8 @@ class Listener:
         conduct = self._conduct(data, channel, link)
         self._registry.add(conduct)
         try:
-            for command in dialect.subscriptions(_LINGER) if conduct.facts.line else ():
-                link.post(command)
+            if conduct.facts.line:
+                link.post_all(dialect.subscriptions(_LINGER))
             conduct.run(on.Arrived(conduct.facts.line))
         except LinkError:
             log.warning("call_not_taken", call=conduct.facts.call_id)

@@ -14,7 +14,7 @@ esl/wire.py and unexpected_reply, reset, send_timeout, handler (a bug of ours). 
 """
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeAlias, TypedDict, Unpack
 
 import gevent
@@ -97,7 +97,11 @@ class Pipe:
         `on_reply` gets the text of the answer; when the link ends first it is not called, `on_close` tells.
         LinkClosedError when the link has ended, LinkError when FreeSWITCH has left too much unanswered.
         """
-        self._write(payload, on_reply)
+        self._write((payload,), on_reply)
+
+    def post_all(self, payloads: Sequence[bytes]) -> None:
+        """Send several commands in one piece, in this order. Nobody waits for their answers; errors as of `post`."""
+        self._write(payloads, None)
 
     def close(self) -> None:
         """End the link now, without waiting. Whoever waits on it gets LinkClosedError. May be called again."""
@@ -107,7 +111,7 @@ class Pipe:
         if gevent.getcurrent() is self._reader:
             raise LinkError("A callback of the event socket waited for the event socket", hint="Use post there.")
         answer: AsyncResult[Frame] = AsyncResult()
-        self._write(payload, answer)
+        self._write((payload,), answer)
         return self._await(answer, timeout)
 
     def _await(self, answer: "AsyncResult[Frame]", timeout: float) -> Frame:
@@ -118,12 +122,15 @@ class Pipe:
         assert frame is not None  # it is ready, and set with a frame or an error
         return frame
 
-    def _write(self, payload: bytes, waiting: _Waiting) -> None:
+    def _write(self, payloads: Sequence[bytes], waiting: _Waiting) -> None:
+        """Send commands; each of their answers goes to `waiting`."""
         if self._ended or self.sock is None:
             raise self._gone()
-        if payload.find(b"\n\n") != len(payload) - 2:
-            raise WireError("Only one command at a time, ended by a blank line", kind="bad_argument")
-        if len(self._pending) >= self._max_pending or len(self._backlog) + len(payload) > _MAX_BACKLOG:
+        for payload in payloads:
+            if payload.find(b"\n\n") != len(payload) - 2:
+                raise WireError("Only one command at a time, ended by a blank line", kind="bad_argument")
+        payload = b"".join(payloads)
+        if len(self._pending) + len(payloads) > self._max_pending or len(self._backlog) + len(payload) > _MAX_BACKLOG:
             raise LinkError("FreeSWITCH has left too many commands unanswered")
         if self._backlog:  # the writer sends it in its turn
             self._backlog += payload
@@ -138,7 +145,7 @@ class Pipe:
             if sent < len(payload):
                 self._backlog += payload[sent:]
                 gevent.spawn(self._drain, self.sock)
-        self._pending.append(waiting)
+        self._pending.extend(waiting for _ in payloads)
 
     def _drain(self, sock: socket.socket) -> None:
         try:

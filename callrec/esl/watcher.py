@@ -30,7 +30,7 @@ _LIVENESS = 5.0  # seconds between questions that FreeSWITCH must answer
 _ANSWER = 5.0  # seconds that it has for each
 _RESYNC = 30.0  # seconds between comparisons while nothing goes wrong
 _LONGEST_PAUSE = 5.0  # seconds between attempts to connect
-_SETTLED = 10.0  # seconds after which a basis without a conductor is nobody's
+_SETTLED = 10.0  # seconds after which a basis of our own without a conductor is nobody's
 
 
 class Watcher:
@@ -42,6 +42,7 @@ class Watcher:
         self._registry = Registry()
         self._node: Node | None = None
         self._lost = Event()
+        self._began = datetime.now(UTC)
         self._greenlet: gevent.Greenlet[[], None] | None = None
 
     @property
@@ -80,7 +81,7 @@ class Watcher:
                 if self._link is not None:
                     self._link.close()
                     self._link = None
-            gevent.sleep(random.uniform(0.05, min(_LONGEST_PAUSE, 0.1 * 2**failures)))  # noqa: S311 # jitter
+            gevent.sleep(random.uniform(0.05, min(_LONGEST_PAUSE, 0.1 * 2 ** min(failures, 10))))  # noqa: S311 # jitter
 
     def _connect(self) -> None:
         self._lost.clear()
@@ -131,7 +132,8 @@ class Watcher:
             if self._registry.get(recording.facts.channel) is None:
                 up = alive(recording.facts.channel)
                 age = (datetime.now(UTC) - recording.authorised_at).total_seconds()
-                if not up or age > _SETTLED:
+                # A listener before us left it: at once, or a withdrawal by key would meanwhile go unheard.
+                if not up or recording.authorised_at < self._began or age > _SETTLED:
                     self._take_up(recording, alive=up)
 
     def _take_up(self, left: OpenRecording, *, alive: bool) -> None:
@@ -143,15 +145,17 @@ class Watcher:
             node.records.void(facts.recording_id, "never_started")
             return
         log.info("recording_taken_up", call=facts.call_id, recording=facts.recording_id, alive=alive)
-        if facts.line is not None and not left.started:
-            node.records.started(facts, left.authorised_at)
-        if facts.line is None or not alive:  # its line is no longer in the policy, or its call is over
+        if facts.line is None:  # the policy has its line no more
             if alive:
                 self.post(dialect.change_recording(facts.channel, "stop", str(file)))
             node.records.finished(facts.recording_id, datetime.now(UTC), None, abrupt=True)
             return
+        if not left.started:
+            node.records.started(facts, left.authorised_at)
         conduct = Conduct.revived(node, facts, left.decision, left.ordinal)
         self._registry.add(conduct)
+        if not alive:
+            conduct.mailbox.put(on.Hangup())
         gevent.spawn(self._conduct, conduct)
 
     def _conduct(self, conduct: Conduct) -> None:

@@ -23,6 +23,7 @@ MAX_HEADER = 256 * 1024  # bytes; a connect reply with all variables of a long c
 MAX_BODY = 4 * 1024 * 1024  # bytes; `show channels as json` has about 1 KiB a channel
 _LONGEST_LENGTH = 10  # digits of a Content-Length worth reading
 _EVENT = re.compile(rb"Content-Length: ([0-9]{1,10})\nContent-Type: text/event-plain\n")  # what most frames open with
+_REPLY = re.compile(rb"Content-Type: command/reply\nReply-Text: [^\n]*\n")  # and most others are, with no body
 
 
 class Headers:
@@ -176,6 +177,9 @@ class FrameParser:
         usual = _EVENT.fullmatch(block)
         if usual and int(usual[1]) <= self._max_body:
             self._block, self._type, self._length = Headers(block), "text/event-plain", int(usual[1])
+            return
+        if _REPLY.fullmatch(block):
+            self._block, self._type, self._length = Headers(block), "command/reply", 0
             return
         if not all(line.find(b": ") > 0 for line in block[:-1].split(b"\n")):
             raise WireError("A header line has no name or no colon", kind="bad_header")

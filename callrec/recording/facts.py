@@ -1,7 +1,7 @@
 """What passes between the spool, the object store and Postgres about one recording."""
 
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from uuid import UUID
 
 from callrec.call.policy import LockMode
@@ -20,6 +20,7 @@ class Finished:
     retain_until: datetime
     attempts: int  # this one included
     ended_abruptly: bool  # FreeSWITCH never said that it closed the file
+    samples: int | None = None  # per channel, as FreeSWITCH counted them; None where it did not say
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,3 +36,8 @@ class StoredRecording:
     ciphertext_sha256: bytes
     ciphertext_bytes: int
     duration_seconds: float
+
+
+def object_name(prefix: str, started_at: datetime, recording_id: UUID) -> str:
+    """The object's key: <prefix>/<year>/<month>/<recording>, by the UTC date of the start."""
+    return f"{prefix.strip('/')}/{started_at.astimezone(UTC):%Y/%m}/{recording_id}"

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256 as new_sha256
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from minio import Minio
@@ -31,17 +31,16 @@ from minio.error import S3Error
 from minio.lifecycleconfig import AbortIncompleteMultipartUpload, LifecycleConfig, Rule
 from minio.objectlockconfig import DAYS, ObjectLockConfig
 from minio.retention import Retention
-from minio.signer import sign_v4_s3
 from urllib3 import PoolManager
 
 from callrec.call.policy import LockMode
 from callrec.errors import ConfigError, SpoolError, StorageError
-from callrec.recording.transport import pool, refused, said_no, storage_errors
+from callrec.recording.exchange import BYPASS, Answer, Exchange
+from callrec.recording.transport import pool, refused, said_no, signed, storage_errors
 
 _BLOCK = 64 * 1024
 _MOST_PARTS = 10_000  # of a multipart upload, as S3 has it
 _LARGEST_PUT = 5 << 30  # the same
-_PRESIGNED_SECONDS = 60
 _LOCK_TOLERANCE = timedelta(seconds=1)  # servers keep whole seconds
 _OK = 200
 _CONTENT = "application/octet-stream"
@@ -121,6 +120,7 @@ class S3Objects:
 
         self._http = pool(connect_seconds, read_seconds, ca_file)
         self._client = client(self._http)
+        self.exchange = Exchange(self._client, self._http, bucket, region, self._credentials)
         # A part goes out in one send, which urllib3 bounds by the connect timeout.
         self._bulk_http = pool(read_seconds, read_seconds, ca_file)
         self._bulk = client(self._bulk_http)
@@ -145,8 +145,7 @@ class S3Objects:
         except OSError as error:
             raise SpoolError("A file to be stored can't be read", detail=error.strerror or "") from error
         headers = {
-            "x-amz-object-lock-mode": mode.value,
-            "x-amz-object-lock-retain-until-date": until.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.000Z"),
+            **lock_headers(mode, until),
             "x-amz-meta-sha256": sha256.hex(),
             **{f"x-amz-meta-{name}": value for name, value in metadata.items()},
         }
@@ -164,35 +163,39 @@ class S3Objects:
                 bucket_name=self.bucket, object_name=key, version_id=version_id, config=Retention(mode.value, until)
             )
 
+    def seal(self, key: str, version_id: str, until: datetime) -> None:
+        """GOVERNANCE becomes COMPLIANCE: nobody can delete the version before `until`. Needs the bypass right."""
+        answer = self.relock(key, version_id, LockMode.COMPLIANCE, until)
+        if answer.status != _OK:
+            raise refused("seal an object", answer.code, answer.status)
+
+    def relock(self, key: str, version_id: str, mode: LockMode, until: datetime) -> Answer:
+        """Ask for another lock with the bypass header, be it weaker; what the server said to that."""
+        lock = f"<Mode>{mode.value}</Mode><RetainUntilDate>{_header_date(until)}</RetainUntilDate>"
+        body = f'<Retention xmlns="http://s3.amazonaws.com/doc/2006-03-01/">{lock}</Retention>'
+        about = {"retention": "", "versionId": version_id}
+        return self.exchange.ask("PUT", key, query=about, headers=BYPASS, body=body.encode())
+
+    def hold(self, key: str, version_id: str, *, on: bool) -> None:
+        """Set or release the legal hold of a version, which no bypass and no end of a lock undoes (E16)."""
+        change = self._client.enable_object_legal_hold if on else self._client.disable_object_legal_hold
+        with storage_errors("change the legal hold of an object"):
+            change(bucket_name=self.bucket, object_name=key, version_id=version_id)
+
     def _put(self, key: str, path: Path, size: int, sha256: bytes, headers: Mapping[str, str]) -> Stored:
         with storage_errors("put an object"):
-            # minio-py knows how each server wants its URL; the presigned query is of no use here.
-            presigned = self._client.get_presigned_url(
-                method="PUT", bucket_name=self.bucket, object_name=key, expires=timedelta(seconds=_PRESIGNED_SECONDS)
-            )
-            url = urlsplit(presigned)._replace(query="")
-            now = datetime.now(UTC)
-            signed: Any = sign_v4_s3(
-                method="PUT",
-                url=url,
-                region=self._region,
-                headers={
-                    **headers,
-                    "Host": url.netloc,
-                    "Content-Length": str(size),
-                    "Content-Type": _CONTENT,
-                    "x-amz-content-sha256": sha256.hex(),
-                    "x-amz-date": now.strftime("%Y%m%dT%H%M%SZ"),
-                    # AWS refuses a locked PUT without a checksum.
-                    "x-amz-sdk-checksum-algorithm": "SHA256",
-                    "x-amz-checksum-sha256": base64.b64encode(sha256).decode("ascii"),
-                },
-                credentials=self._credentials,
-                content_sha256=sha256.hex(),
-                date=now,
-            )
+            url = self.exchange.url(key)
+            asked = {
+                **headers,
+                "Content-Length": str(size),
+                "Content-Type": _CONTENT,
+                # AWS refuses a locked PUT without a checksum.
+                "x-amz-sdk-checksum-algorithm": "SHA256",
+                "x-amz-checksum-sha256": base64.b64encode(sha256).decode("ascii"),
+            }
+            sent = signed("PUT", url, asked, sha256.hex(), region=self._region, credentials=self._credentials)
             with path.open("rb") as body:
-                answer = self._http.urlopen("PUT", url.geturl(), body=body, headers=signed, redirect=False)
+                answer = self._http.urlopen("PUT", url.geturl(), body=body, headers=sent, redirect=False)
             if answer.status != _OK:
                 raise said_no(answer)
         return _stored(answer.headers.get("x-amz-version-id"), answer.headers.get("etag"))
@@ -231,7 +234,7 @@ class S3Objects:
         head = self._head(key, version_id)
         said = _headers(head)
         _same("size", str(size), str(head.size))
-        locked, held = _lock(said)
+        locked, held = lock_in(said)
         _same("lock mode", mode.value, locked or "none")
         if held is None or abs(held - until) > _LOCK_TOLERANCE:
             _same("lock date", until.astimezone(UTC).isoformat(), held.isoformat() if held else "none")
@@ -246,7 +249,11 @@ class S3Objects:
 
     def lock_of(self, key: str, version_id: str) -> tuple[str, datetime | None]:
         """The lock's mode and end as the server holds them now; an empty mode where there is no lock."""
-        return _lock(_headers(self._head(key, version_id)))
+        return lock_in(_headers(self._head(key, version_id)))
+
+    def held(self, key: str, version_id: str) -> bool:
+        """Whether a legal hold is on the version."""
+        return _headers(self._head(key, version_id)).get("x-amz-object-lock-legal-hold") == "ON"
 
     def read(self, key: str, version_id: str) -> Iterator[bytes]:
         """The bytes of a version, in blocks."""
@@ -307,10 +314,6 @@ class S3Objects:
         """Make the bucket with object lock, and let it drop multipart uploads that were never completed."""
         with storage_errors("create the bucket"):
             self._client.make_bucket(bucket_name=self.bucket, location=self._region, object_lock=True)
-            if default_retention:
-                mode, duration, unit = default_retention
-                config = ObjectLockConfig(mode.value, duration, unit)
-                self._client.set_object_lock_config(bucket_name=self.bucket, config=config)
             stale = Rule(
                 ENABLED,
                 rule_filter=Filter(prefix=""),
@@ -318,6 +321,14 @@ class S3Objects:
                 abort_incomplete_multipart_upload=AbortIncompleteMultipartUpload(days_after_initiation=1),
             )
             self._client.set_bucket_lifecycle(bucket_name=self.bucket, config=LifecycleConfig([stale]))
+        if default_retention:
+            self.set_default_retention(default_retention)
+
+    def set_default_retention(self, default: DefaultRetention) -> None:
+        """What the bucket locks with from now on when a request says nothing; what is there keeps its lock."""
+        with storage_errors("set the default retention of the bucket"):
+            config = ObjectLockConfig(default.mode.value, default.duration, default.unit)
+            self._client.set_object_lock_config(bucket_name=self.bucket, config=config)
 
     def delete_version(self, key: str, version_id: str, *, bypass_governance: bool) -> None:
         """Delete one version or delete marker; none there is no error. StorageError when its lock forbids it."""
@@ -335,9 +346,19 @@ def _headers(head: Object) -> dict[str, str]:
     return {name.lower(): value for name, value in (head.metadata or {}).items()}
 
 
-def _lock(headers: Mapping[str, str]) -> tuple[str, datetime | None]:
+def lock_in(headers: Mapping[str, str]) -> tuple[str, datetime | None]:
+    """The lock that an answer tells: mode, empty where there is none, and end."""
     until = _instant(headers.get("x-amz-object-lock-retain-until-date", ""))
     return headers.get("x-amz-object-lock-mode", ""), until
+
+
+def lock_headers(mode: LockMode, until: datetime) -> dict[str, str]:
+    """What a request for a locked object says."""
+    return {"x-amz-object-lock-mode": mode.value, "x-amz-object-lock-retain-until-date": _header_date(until)}
+
+
+def _header_date(instant: datetime) -> str:
+    return instant.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.000Z")
 
 
 def _stored(version_id: str | None, etag: str | None) -> Stored:

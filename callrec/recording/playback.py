@@ -61,8 +61,10 @@ class Player:
                 detail=f"Its basis is {row['basis']}",
                 hint=f"Purposes that it may serve: {allowed}",
             )
-        if row["state"] != "stored" or row["sealed"] is None:
+        if row["state"] != "stored":
             raise CallrecError("This recording can't be heard", detail=f"It is {row['state']}")
+        if row["sealed"] is None:
+            raise CallrecError("This recording can't be heard", detail="Its key is gone")
         self._note("access_granted", listening, row)
         return self._pieces(row)
 

@@ -29,6 +29,7 @@ _MODE = 0o2770  # FreeSWITCH is another user of the same group; setgid hands tha
 _RATES = frozenset({"8000", "11025", "12000", "16000", "22050", "24000", "32000", "44100", "48000", "96000"})
 _PLAIN = re.compile(r"/[A-Za-z0-9._/-]*")
 _BLOCK = 64 * 1024
+_RECORDING = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\.wav")
 _ROOM_SECONDS = 0.5  # how long has_room() believes its last count
 
 
@@ -129,25 +130,21 @@ class Spool:
         """Count now."""
         with _spool_errors("The spool can't be counted", self.root):
             disk = os.statvfs(self.root)
-        recordings = list(self.recordings())
+        plain = [status for _, status in self._plain_files()]
         return Room(
-            bytes_used=sum(file.size for file in recordings) + sum(size for _, size in self._sealed_files()),
-            files=len(recordings),
+            bytes_used=sum(status.st_size for status in plain) + sum(size for _, size in self._sealed_files()),
+            files=len(plain),
             free=disk.f_bavail * disk.f_frsize,
-            oldest_age=max(0.0, time.time() - min((file.mtime for file in recordings), default=time.time())),
+            oldest_age=max(0.0, time.time() - min((status.st_mtime for status in plain), default=time.time())),
         )
 
     # What is there
 
     def recordings(self) -> Iterator[SpoolFile]:
         """The plain recordings, growing ones too, in no order."""
-        for entry in self._scan(self._rec):
-            recording_id = _recording_id(entry.name, ".wav")
-            if recording_id is None:
-                continue
-            with suppress(FileNotFoundError):  # shipped or withdrawn while we look
-                status = entry.stat()
-                yield SpoolFile(recording_id, Path(entry.path), status.st_size, status.st_mtime)
+        for entry, status in self._plain_files():
+            recording_id = UUID(entry.name.removesuffix(".wav"))
+            yield SpoolFile(recording_id, Path(entry.path), status.st_size, status.st_mtime)
 
     def leftovers(self) -> set[UUID]:
         """Every recording that has a file here, plain or sealed."""
@@ -255,6 +252,13 @@ class Spool:
 
     def _note_path(self, recording_id: UUID) -> Path:
         return self._sealed / f"{recording_id}.key"
+
+    def _plain_files(self) -> Iterator[tuple["os.DirEntry[str]", os.stat_result]]:
+        # `listen` counts them every second, and its calls wait meanwhile: no object is made for a file here.
+        for entry in self._scan(self._rec):
+            if _RECORDING.fullmatch(entry.name):
+                with suppress(FileNotFoundError):  # shipped or withdrawn while we look
+                    yield entry, entry.stat()
 
     def _sealed_files(self) -> Iterator[tuple[UUID, int]]:
         for entry in self._scan(self._sealed):

@@ -1,18 +1,22 @@
 """HTTP beneath the port to S3: one pool of connections, bounded repeats, errors in callrec's own words."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from typing import Any, Self
+from urllib.parse import SplitResult
 from xml.etree.ElementTree import ParseError
 
 import urllib3
+from minio.credentials.credentials import Credentials
 from minio.error import InvalidResponseError, MinioException, S3Error, ServerError
+from minio.signer import sign_v4_s3
 from urllib3.exceptions import HTTPError, MaxRetryError, SSLError
 
 from callrec import metrics
 from callrec.errors import StorageError
 
-_SERVER_ERROR = 500
+_CLIENT_ERROR, _SERVER_ERROR = 400, 500
 _TRANSIENT = frozenset({"InternalError", "OperationAborted", "RequestTimeout", "ServiceUnavailable", "SlowDown"})
 _HINTS = {
     "AccessDenied": "Compare the credential's rights with what this role needs; the object may be locked",
@@ -51,12 +55,48 @@ def pool(connect_seconds: float, read_seconds: float, ca_file: str | None) -> ur
     )
 
 
+def signed(
+    method: str,
+    url: SplitResult,
+    headers: Mapping[str, str],
+    sha256: str,
+    *,
+    region: str,
+    credentials: Credentials,
+) -> dict[str, str]:
+    """The headers of a request with its signature (AWS Signature Version 4). `sha256`: of the body, hexadecimal."""
+    now = datetime.now(UTC)
+    found: Any = sign_v4_s3(
+        method=method,
+        url=url,
+        region=region,
+        headers={
+            **headers,
+            "Host": url.netloc,
+            "x-amz-content-sha256": sha256,
+            "x-amz-date": now.strftime("%Y%m%dT%H%M%SZ"),
+        },
+        credentials=credentials,
+        content_sha256=sha256,
+        date=now,
+    )
+    return dict(found)
+
+
 def said_no(answer: urllib3.BaseHTTPResponse) -> MinioException:
     """What minio-py would raise for an answer that is no success."""
     try:
         return S3Error.fromxml(answer)
     except (ParseError, ValueError, UnicodeDecodeError):  # a proxy's page, or nothing
         return ServerError("not an answer of S3", answer.status)
+
+
+def error_code(answer: urllib3.BaseHTTPResponse) -> str:
+    """S3's error code in an answer that is no success; empty otherwise, and where it names none."""
+    if answer.status < _CLIENT_ERROR:
+        return ""
+    error = said_no(answer)
+    return (error.code or "") if isinstance(error, S3Error) else ""
 
 
 @contextmanager

@@ -32,7 +32,7 @@ from callrec import metrics
 from callrec.errors import CallrecError, EnvelopeError, StoreError, WavError
 from callrec.log import Log
 from callrec.recording import envelope, wav
-from callrec.recording.facts import Finished, StoredRecording
+from callrec.recording.facts import Finished, StoredRecording, object_name
 from callrec.recording.note import Note
 from callrec.recording.objects import S3Objects
 from callrec.recording.spool import Spool
@@ -200,6 +200,7 @@ class Shipper:
         seconds = time.monotonic() - began
         metrics.UPLOADS.labels("stored").inc()
         metrics.UPLOAD_SECONDS.observe(seconds)
+        metrics.RECORDING_SECONDS.observe(note.duration_seconds)
         _log.info("recording_stored", recording=recording_id, seconds=round(seconds, 3), bytes=note.ciphertext_bytes)
         if self._spool.withdrawn(recording_id):
             self._gone(finished, after_put=True)
@@ -243,7 +244,11 @@ class Shipper:
         audio = self._spool.open_plain(finished.recording_id)
         if audio is None:
             # The mark of a withdrawal is there before the file is gone.
-            if not self._gone(finished, after_put=finished.attempts > 1):
+            if self._gone(finished, after_put=finished.attempts > 1):
+                return None
+            if finished.samples == 0:  # FreeSWITCH itself removes a file without one frame
+                self._nothing_said(finished)
+            else:
                 self._records.lost(finished.recording_id)
                 metrics.UPLOADS.labels("lost").inc()
                 _log.error("recording_lost", recording=finished.recording_id)
@@ -254,11 +259,14 @@ class Shipper:
                 if not header:
                     _log.error("recording_without_header", recording=finished.recording_id)
                 return self._in_thread(self._seal_file, finished.recording_id, audio, header, length, seconds)
+        self._nothing_said(finished)
+        return None
+
+    def _nothing_said(self, finished: Finished) -> None:
         self._records.empty(finished.recording_id)
         self._spool.remove(finished.recording_id)
         metrics.UPLOADS.labels("empty").inc()
         _log.warning("recording_empty", recording=finished.recording_id)
-        return None
 
     def _seal_file(self, recording_id: UUID, audio: BinaryIO, header: bytes, length: int, seconds: float) -> Note:
         made: list[Note] = []
@@ -332,9 +340,7 @@ class Shipper:
 
 
 def object_key(finished: Finished) -> str:
-    """<prefix>/<year>/<month>/<recording>, by the UTC date of the start."""
-    started = finished.started_at.astimezone(UTC)
-    return f"{finished.prefix.strip('/')}/{started:%Y/%m}/{finished.recording_id}"
+    return object_name(finished.prefix, finished.started_at, finished.recording_id)
 
 
 def _measured(audio: BinaryIO) -> tuple[bytes, int, float]:

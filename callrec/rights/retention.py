@@ -35,7 +35,7 @@ def retain_until(start: datetime, retention: Retention, timezone: str) -> dateti
             detail=f"{retention.years} years, {retention.months} months",
             hint="Give years, months or both",
         )
-    zone = _zone(timezone)
+    zone = zone_of(timezone)
     local = start.astimezone(zone)
     due = local.date() + relativedelta(years=retention.years, months=retention.months)
     wall = datetime.combine(due, local.time().replace(microsecond=0, fold=0), tzinfo=zone)
@@ -108,7 +108,8 @@ def _system_version(directory: Path) -> str:
     return words[2] if words[:2] == ["#", "version"] and len(words) > 2 else ""  # noqa: PLR2004 # the word behind them
 
 
-def _zone(timezone: str) -> zoneinfo.ZoneInfo:
+def zone_of(timezone: str) -> zoneinfo.ZoneInfo:
+    """The zone of an IANA name. Raises ConfigError if there is none."""
     try:
         return zoneinfo.ZoneInfo(timezone)
     except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError) as error:

@@ -5,28 +5,30 @@ autocommit, one statement one transaction, so that what has to be atomic is writ
 """
 
 import hashlib
+import os
 import re
+import socket
+import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Self
 
 import gevent
 import psycopg
 from psycopg.conninfo import make_conninfo
-from psycopg.rows import dict_row
+from psycopg.pq import TransactionStatus
+from psycopg.rows import TupleRow, dict_row
 from psycopg_pool import ConnectionPool, PoolTimeout
 
-from callrec.errors import StoreError
-from callrec.log import Log
+from callrec.errors import StatementRefusedError, StoreError
 from callrec.metrics import STORE_ERRORS
-
-log = Log(__name__)
 
 Row = dict[str, Any]
 Statement = tuple[str, Mapping[str, Any]]
 
 _MIGRATION_LOCK = 0x63616C6C726563  # "callrec": one migration at a time, whoever starts it
+_FILES = "[0-9][0-9][0-9][0-9]_*.sql"
 
 
 def sql_directory() -> Path:
@@ -74,50 +76,24 @@ class Database:
         self.close()
 
     def run(self, name: str, params: Mapping[str, Any] | None = None, *, timeout: float | None = None) -> list[Row]:
-        """Run one named statement, give its rows. StoreError when Postgres refuses, is away, or is late."""
-        limit = self.timeout if timeout is None else timeout
-        late = StoreError("Postgres did not answer in time", detail=f"{name} had {limit:.3f} s")
-        try:
-            with gevent.Timeout(limit, late), self._pool.connection(timeout=limit) as connection:
-                cursor = connection.execute(self.queries[name], params)
-                return cursor.fetchall() if cursor.description else []
-        except StoreError:
-            STORE_ERRORS.labels("postgres", name).inc()
-            raise
-        except PoolTimeout:
-            STORE_ERRORS.labels("postgres", name).inc()
-            raise StoreError("No connection to Postgres", detail=f"{name} waited {limit:.3f} s") from None
-        except psycopg.Error as error:
-            STORE_ERRORS.labels("postgres", name).inc()
-            # The server's text may quote a row; its class and code say enough.
-            raise StoreError("Postgres refused", detail=f"{name}: {_what(error)}") from None
+        """Run one named statement, give its rows.
+
+        StoreError when Postgres is away or late, and then it may or may not have been done; StatementRefusedError when
+        it was refused and sent again would be refused again.
+        """
+        with self._connection(name, timeout) as connection:
+            cursor = connection.execute(self.queries[name], params)
+            return cursor.fetchall() if cursor.description else []
 
     def one(self, name: str, params: Mapping[str, Any] | None = None, *, timeout: float | None = None) -> Row | None:
         rows = self.run(name, params, timeout=timeout)
         return rows[0] if rows else None
 
     def run_all(self, statements: Sequence[Statement], *, timeout: float | None = None) -> None:
-        """Run several named statements in one transaction, in order. All or none."""
-        limit = self.timeout if timeout is None else timeout
-        late = StoreError("Postgres did not answer in time", detail=f"{len(statements)} statements had {limit:.1f} s")
-        try:
-            with (
-                gevent.Timeout(limit, late),
-                self._pool.connection(timeout=limit) as connection,
-                connection.transaction(),
-                connection.pipeline(),
-            ):
-                for name, params in statements:
-                    connection.execute(self.queries[name], params)
-        except StoreError:
-            STORE_ERRORS.labels("postgres", "batch").inc()
-            raise
-        except PoolTimeout:
-            STORE_ERRORS.labels("postgres", "batch").inc()
-            raise StoreError("No connection to Postgres", detail=f"waited {limit:.1f} s") from None
-        except psycopg.Error as error:
-            STORE_ERRORS.labels("postgres", "batch").inc()
-            raise StoreError("Postgres refused", detail=_what(error)) from None
+        """Run several named statements in one transaction, in order. All or none. Errors as of `run`."""
+        with self._connection("batch", timeout) as connection, connection.transaction(), connection.pipeline():
+            for name, params in statements:
+                connection.execute(self.queries[name], params)
 
     def alive(self, timeout: float = 1.0) -> bool:
         try:
@@ -125,6 +101,88 @@ class Database:
         except StoreError:
             return False
         return True
+
+    @contextmanager
+    def _connection(self, what: str, timeout: float | None) -> Iterator[psycopg.Connection[Row]]:
+        """A connection, for as long as the deadline allows: then its socket is shut, which ends whatever waits on it.
+
+        An exception thrown into psycopg instead would leave it to clean up behind a server that says nothing, and to
+        wait for that without an end.
+        """
+        limit = self.timeout if timeout is None else timeout
+        watch = _Watch(limit)
+        try:
+            connection = self._take(limit)
+            try:
+                watch.begin(connection)
+                yield connection
+            finally:
+                if connection.pgconn.transaction_status != TransactionStatus.IDLE:
+                    connection.close()  # the pool would ask the server to tidy up, without a deadline
+                self._pool.putconn(connection)
+        except PoolTimeout:
+            STORE_ERRORS.labels("postgres", what).inc()
+            raise StoreError(
+                "No connection to Postgres",
+                detail=f"{what} waited {limit:.3f} s",
+                hint="Is it up, and do [postgres] url, user and password fit?",
+            ) from None
+        except (psycopg.Error, UnicodeError) as error:
+            if (interruption := _interruption(error)) is not None:
+                raise interruption from None
+            STORE_ERRORS.labels("postgres", what).inc()
+            if watch.barked:
+                raise StoreError("Postgres did not answer in time", detail=f"{what} had {limit:.3f} s") from None
+            # The server's text may quote a row; its class and code say enough.
+            detail = f"{what}: {_what(error)}"
+            if _lies_in_the_statement(error):
+                raise StatementRefusedError("Postgres refused", detail=detail) from None
+            raise StoreError("Postgres failed", detail=detail) from None
+        finally:
+            watch.end()
+
+    def _take(self, limit: float) -> psycopg.Connection[Row]:
+        """A connection that the server has not closed. PoolTimeout.
+
+        Otherwise every connection of the pool would fail a statement after a restart of Postgres, and each of these may
+        be a call's legal basis. The socket is asked, not the server: that takes microseconds. (The pool's own `check`
+        pauses ever longer between one dead connection and the next.)
+        """
+        deadline = time.monotonic() + limit
+        while True:
+            connection = self._pool.getconn(timeout=max(0.0, deadline - time.monotonic()))
+            try:
+                for _ in range(2):  # the first may find the server's farewell, the second that nothing follows it
+                    connection.pgconn.consume_input()
+            except psycopg.OperationalError:
+                connection.close()
+                self._pool.putconn(connection)
+            else:
+                return connection
+
+
+class _Watch:
+    """Shuts a connection's socket when its time is over."""
+
+    __slots__ = ("_deadline", "_timer", "barked")
+
+    def __init__(self, seconds: float) -> None:
+        self.barked = False
+        self._deadline = time.monotonic() + seconds
+        self._timer: Any = None
+
+    def begin(self, connection: psycopg.Connection[Row]) -> None:
+        self._timer = gevent.get_hub().loop.timer(max(0.0, self._deadline - time.monotonic()))
+        self._timer.start(self._bark, connection)
+
+    def end(self) -> None:
+        if self._timer is not None:
+            self._timer.close()
+
+    def _bark(self, connection: psycopg.Connection[Row]) -> None:
+        self.barked = True
+        with suppress(OSError, psycopg.Error), socket.socket(fileno=os.dup(connection.pgconn.socket)) as twin:
+            twin.shutdown(socket.SHUT_RDWR)
 
 
 def conninfo(url: str, user: str, password: str) -> str:
@@ -137,14 +195,31 @@ def conninfo(url: str, user: str, password: str) -> str:
         keepalives_idle=5,
         keepalives_interval=2,
         keepalives_count=3,
+        tcp_user_timeout=10_000,
         application_name=f"callrec {user}",
         options="-c statement_timeout=30000 -c idle_in_transaction_session_timeout=30000",
     )
 
 
-def _what(error: psycopg.Error) -> str:
+def _interruption(error: BaseException) -> BaseException | None:
+    """The timeout or the kill of a greenlet that psycopg, tidying up after it, has covered with an error of its own."""
+    cause = error.__context__
+    while cause is not None and isinstance(cause, Exception):
+        cause = cause.__context__
+    return cause
+
+
+def _lies_in_the_statement(error: Exception) -> bool:
+    """Whether its values are at fault. What is wrong with tables or rights (class 42), someone mends."""
+    if isinstance(error, psycopg.ProgrammingError):
+        return error.sqlstate is None  # a value that psycopg can't send
+    return isinstance(error, psycopg.DataError | psycopg.IntegrityError | UnicodeError)
+
+
+def _what(error: Exception) -> str:
     name = type(error).__name__
-    return f"{name} ({error.sqlstate})" if error.sqlstate else name
+    code = error.sqlstate if isinstance(error, psycopg.Error) else None
+    return f"{name} ({code})" if code else name
 
 
 @contextmanager
@@ -152,7 +227,12 @@ def _foreign(what: str, hint: str = "") -> Iterator[None]:
     try:
         yield
     except psycopg.Error as error:
-        raise StoreError(what, detail=str(error).strip(), hint=hint) from None
+        raise StoreError(what, detail=" ".join(str(error).split()), hint=hint) from None
+
+
+def _connect(url: str, user: str, password: str) -> psycopg.Connection[TupleRow]:
+    with _foreign("Postgres could not be reached", "Check [postgres] url, the owner's name and its password"):
+        return psycopg.connect(conninfo(url, user, password), autocommit=True)
 
 
 def migrate(url: str, user: str, password: str, directory: Path | None = None) -> list[str]:
@@ -160,25 +240,25 @@ def migrate(url: str, user: str, password: str, directory: Path | None = None) -
 
     Files `NNNN_*.sql` run once each, in order, each in a transaction of its own, under an advisory lock, so that two
     nodes may start together. The SHA-256 of each is recorded: a file that was edited after it was applied is refused.
-    The user must be able to create roles and to give the ledger to `callrec_ledger` (a superuser is).
+    The user must own the database and be able to create roles; a superuser is.
     """
     directory = directory or sql_directory()
-    files = sorted(directory.glob("[0-9][0-9][0-9][0-9]_*.sql"))
+    files = sorted(directory.glob(_FILES))
     if not files:
         raise StoreError("No migrations found", detail=str(directory), hint="Is callrec installed whole?")
     applied = []
-    with (
-        _foreign("Postgres could not be reached", "Check [postgres] url, the owner's name and its password"),
-        psycopg.connect(conninfo(url, user, password), autocommit=True) as connection,
-    ):
-        connection.execute("SELECT pg_advisory_lock(%s)", (_MIGRATION_LOCK,))
+    with _connect(url, user, password) as connection:
+        with _foreign("Another migration is under way, and takes long", "Try again when it has ended"):
+            connection.execute("SELECT pg_advisory_lock(%s)", (_MIGRATION_LOCK,))
+        connection.execute("SET statement_timeout = 0")  # a large table takes as long as it takes
         with _foreign("The roles could not be made", "Run `callrec migrate` as a superuser or a role with CREATEROLE"):
             connection.execute((directory / "roles.sql").read_bytes())
+        with _foreign("The list of migrations can't be kept", "The owner must own the database, or be a superuser"):
             connection.execute(
                 "CREATE TABLE IF NOT EXISTS schema_migration "
                 "(name text PRIMARY KEY, sha256 text NOT NULL, applied_at timestamptz NOT NULL DEFAULT now())"
             )
-        known: dict[str, str] = dict(connection.execute("SELECT name, sha256 FROM schema_migration").fetchall())
+            known: dict[str, str] = dict(connection.execute("SELECT name, sha256 FROM schema_migration").fetchall())
         for path in files:
             content = path.read_bytes()
             digest = hashlib.sha256(content).hexdigest()
@@ -190,7 +270,7 @@ def migrate(url: str, user: str, password: str, directory: Path | None = None) -
                         hint="Restore the file and put the change into a new one",
                     )
                 continue
-            with _foreign(f"{path.name} could not be applied"), connection.transaction():
+            with _foreign(f"{path.name} could not be applied", "Nothing of it is left"), connection.transaction():
                 connection.execute(content)
                 connection.execute("INSERT INTO schema_migration (name, sha256) VALUES (%s, %s)", (path.name, digest))
             applied.append(path.name)
@@ -199,8 +279,8 @@ def migrate(url: str, user: str, password: str, directory: Path | None = None) -
 
 def pending(url: str, user: str, password: str) -> list[str]:
     """The migrations of this version that the database does not have yet."""
-    names = [path.name for path in sorted(sql_directory().glob("[0-9][0-9][0-9][0-9]_*.sql"))]
-    with _foreign("Postgres could not be reached"), psycopg.connect(conninfo(url, user, password)) as connection:
+    names = [path.name for path in sorted(sql_directory().glob(_FILES))]
+    with _connect(url, user, password) as connection, _foreign("The list of migrations can't be read"):
         exists = connection.execute("SELECT to_regclass('schema_migration')").fetchone()
         if not exists or exists[0] is None:
             return names

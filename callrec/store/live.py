@@ -16,6 +16,7 @@ It expires by itself, also when callrec dies. An agent's desktop reads it and wa
 greenlet, newest state only, so that a slow or dead Redis costs a call nothing.
 """
 
+import random
 from collections import OrderedDict
 from typing import Any, cast
 
@@ -26,12 +27,12 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from callrec.errors import StoreError
-from callrec.log import Log
-from callrec.metrics import STORE_ERRORS
-
-log = Log(__name__)
+from callrec.metrics import RETRIES, STORE_ERRORS
 
 KEY = "callrec:call:{channel}"
+_BATCH = 200  # calls in one go, each with its expiry: all of them or none
+_GATHER = 0.05  # seconds in which a newer state may take a waiting one's place
+_PAUSE = 0.5  # seconds at most between attempts
 
 Fields = dict[str, str]
 
@@ -59,6 +60,8 @@ class LiveState:
         self._max_waiting = max_waiting
         self._waiting: OrderedDict[str, tuple[Fields, bool]] = OrderedDict()
         self._wake = Event()
+        self._idle = Event()
+        self._idle.set()
         self._greenlet: gevent.Greenlet[[], None] | None = None
 
     def start(self) -> None:
@@ -66,10 +69,8 @@ class LiveState:
 
     def stop(self, timeout: float = 2.0) -> None:
         """Write what is waiting, for at most `timeout` seconds."""
+        self._idle.wait(timeout)
         if self._greenlet is not None:
-            with gevent.Timeout(timeout, False):  # type: ignore[arg-type] # False: end the block quietly (gevent's manual)
-                while self._waiting and self._write_batch():
-                    pass
             self._greenlet.kill()
 
     def put(self, channel: str, fields: Fields, *, ended: bool = False) -> None:
@@ -78,6 +79,7 @@ class LiveState:
         self._waiting[channel] = (fields, ended)
         if len(self._waiting) > self._max_waiting:
             self._waiting.popitem(last=False)
+        self._idle.clear()
         self._wake.set()
 
     def get(self, channel: str) -> Fields:
@@ -98,13 +100,16 @@ class LiveState:
             self._wake.wait()
             self._wake.clear()
             while self._waiting:
+                if len(self._waiting) < _BATCH:
+                    gevent.sleep(_GATHER)
                 if not self._write_batch():
-                    gevent.sleep(0.5)
+                    gevent.sleep(random.uniform(0.1, _PAUSE))  # noqa: S311 # jitter
+            self._idle.set()
 
     def _write_batch(self) -> bool:
-        batch = [self._waiting.popitem(last=False) for _ in range(min(200, len(self._waiting)))]
+        batch = [self._waiting.popitem(last=False) for _ in range(min(_BATCH, len(self._waiting)))]
         try:
-            with self._client.pipeline(transaction=False) as pipe:
+            with self._client.pipeline(transaction=True) as pipe:
                 for channel, (fields, ended) in batch:
                     key = KEY.format(channel=channel)
                     pipe.hset(key, mapping=fields)
@@ -112,6 +117,7 @@ class LiveState:
                 pipe.execute()
         except redis.RedisError:
             STORE_ERRORS.labels("redis", "put").inc()
+            RETRIES.labels("live_state").inc()
             for channel, item in reversed(batch):
                 if channel not in self._waiting:  # a newer state is already waiting
                     self._waiting[channel] = item

@@ -19,9 +19,8 @@ from callrec.store.db import Database, Row
 log = Log(__name__)
 
 _CHANNEL = "callrec_order"
-_LONGEST_PAUSE = 5.0
-
-
+_LONGEST_PAUSE = 5.0  # seconds
+_LOOK = 0.05  # seconds between looks at the ledger
 _OUTCOMES = {
     "mask": ("recording_masked", "recording_not_masked"),
     "unmask": ("recording_unmasked", "recording_not_unmasked"),
@@ -39,20 +38,21 @@ def carry_out(database: Database, call: str, order: str, timeout: float = 5.0) -
     known = database.one("call_of", {"id": call})
     if known is None:
         raise StoreError("There is no such call", hint="`callrec calls` lists them")
-    before = len(_outcomes(database, known, order))
+    before = {entry for entry, _ in _outcomes(database, known, order)}
     database.run("order", {"payload": json.dumps({"channel": known["channel"], "order": order})})
     with gevent.Timeout(timeout, False):  # type: ignore[arg-type] # False: end the block quietly (gevent's manual)
         while True:
-            outcomes = _outcomes(database, known, order)
-            if len(outcomes) > before:
-                return str(outcomes[-1])
-            gevent.sleep(0.02)
+            for entry, kind in _outcomes(database, known, order):
+                if entry not in before:
+                    return kind
+            gevent.sleep(_LOOK)
     raise StoreError(f"Nobody could {order} this call", detail="It is over, or is not being recorded")
 
 
-def _outcomes(database: Database, call: Row, order: str) -> list[str]:
+def _outcomes(database: Database, call: Row, order: str) -> list[tuple[int, str]]:
+    """What the ledger says of such orders, the oldest first. Two alike at once share the first answer: it is true."""
     entries = database.run("ledger_of", {"call_id": call["call_id"]})
-    return [entry["kind"] for entry in entries if entry["kind"] in _OUTCOMES[order]]
+    return [(entry["entry_id"], entry["kind"]) for entry in entries if entry["kind"] in _OUTCOMES[order]]
 
 
 class OrderDesk:
@@ -79,15 +79,20 @@ class OrderDesk:
                     failures = 0
                     for notify in connection.notifies():
                         self._deliver(notify.payload)
-            except (psycopg.Error, StoreError) as error:
+            except psycopg.Error as error:
                 failures += 1
                 RETRIES.labels("order_desk").inc()
                 log.debug("order_desk_down", detail=type(error).__name__)
-                gevent.sleep(random.uniform(0.1, min(_LONGEST_PAUSE, 0.2 * 2**failures)))  # noqa: S311 # jitter
+                gevent.sleep(random.uniform(0.1, min(_LONGEST_PAUSE, 0.2 * 2 ** min(failures, 10))))  # noqa: S311 # jitter
 
     def _deliver(self, payload: str) -> None:
         try:
-            order = json.loads(payload)
-            self._take(str(order["channel"]), str(order["order"]))
-        except (ValueError, KeyError, TypeError):
+            fields = json.loads(payload)
+            channel, order = str(fields["channel"]), str(fields["order"])
+        except (ValueError, KeyError, TypeError, RecursionError):
             log.warning("order_unreadable")
+            return
+        try:
+            self._take(channel, order)
+        except Exception:  # one order that fails may not end the hearing of all later ones
+            log.error("order_failed", exc_info=True)  # noqa: G201 # our Log

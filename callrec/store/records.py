@@ -10,7 +10,7 @@ from uuid import UUID
 from callrec.call.policy import Line, Policy
 from callrec.errors import StoreError
 from callrec.ledger.caller import Concealed
-from callrec.rights.retention import Inputs, retain_until
+from callrec.rights.retention import Inputs
 from callrec.store.db import Database
 from callrec.store.scribe import Scribe
 
@@ -59,7 +59,11 @@ class CallRecords:
     def authorise(
         self, facts: CallFacts, decision: str, notes: Sequence[Noted], caller: Concealed | None, *, timeout: float
     ) -> None:
-        """Make the basis of this call durable, and every note so far. StoreError: it is not, or nobody knows."""
+        """Make the basis of this call durable, and every note so far. StoreError: it is not, or nobody knows.
+
+        Where nobody knows, a `note` of the call settles it: what arrives in Postgres behind that establishes nothing,
+        and what arrived before it is there for a `void`.
+        """
         line = facts.line
         if line is None:
             raise StoreError("A call without a line has no basis")
@@ -77,7 +81,8 @@ class CallRecords:
             "sealed": caller.sealed if caller else None,
             **self._retention(line, now),
         }
-        self._database.run("authorise", params, timeout=timeout)
+        if not self._database.run("authorise", params, timeout=timeout):
+            raise StoreError("This call has been released, or authorised, before", detail=str(facts.call_id))
 
     def note(
         self, facts: CallFacts, state: str, decision: str, notes: Sequence[Noted], ended_at: datetime | None = None
@@ -133,8 +138,5 @@ class CallRecords:
         }
 
     def _retention(self, line: Line, start: datetime) -> dict[str, Any]:
-        inputs = Inputs.of(start, line.basis.retention, self._timezone)
-        return {
-            "retain_until": retain_until(start, line.basis.retention, self._timezone),
-            "retention_inputs": json.dumps(inputs.as_record()),
-        }
+        inputs = Inputs.of(start, line.basis.retention, self._timezone).as_record()
+        return {"retain_until": datetime.fromisoformat(str(inputs["until"])), "retention_inputs": json.dumps(inputs)}

@@ -3,6 +3,9 @@
 What a call may wait for (its basis) does not come here. Everything else does, so that no caller ever waits for the
 ledger and the order of a call's notes is the order in which they happened. Statements are taken in batches, one
 transaction each. Every statement here may be repeated: a batch whose commit was lost on the way back is sent again.
+
+While Postgres is away nothing is given up but what no longer fits the queue. A statement that Postgres refuses for what
+is in it is given up alone, after some attempts, so that those behind it are written.
 """
 
 import random
@@ -11,7 +14,7 @@ from collections import deque
 import gevent
 from gevent.event import Event
 
-from callrec.errors import StoreError
+from callrec.errors import StatementRefusedError, StoreError
 from callrec.log import Log
 from callrec.metrics import NOTES_LOST, NOTES_WAITING, RETRIES
 from callrec.store.db import Database, Statement
@@ -19,8 +22,9 @@ from callrec.store.db import Database, Statement
 log = Log(__name__)
 
 _BATCH = 100
-_LONGEST_PAUSE = 5.0  # seconds
-_REFUSALS = 5  # of one statement alone, by a Postgres that answers, before it is given up
+_GATHER = 0.05  # seconds for more to come before a batch that is not full is sent: a transaction costs more than a note
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 5.0  # seconds
+_REFUSALS = 5  # of one statement alone, before it is given up
 
 
 class Scribe:
@@ -56,32 +60,38 @@ class Scribe:
                 continue
             self._waiting.append(statement)
         NOTES_WAITING.set(len(self._waiting))
-        self._idle.clear()
-        self._wake.set()
+        if self._waiting:
+            self._idle.clear()
+            self._wake.set()
 
     def _write_for_ever(self) -> None:
-        failures = 0
+        failures = refusals = 0
+        alone = 0  # how many are sent one by one, because one among them was refused
         while True:
             if not self._waiting:
                 self._idle.set()
                 self._wake.clear()
                 self._wake.wait()
-            size = 1 if failures else min(_BATCH, len(self._waiting))  # after a fault: find the one that is refused
+            if len(self._waiting) < _BATCH:
+                gevent.sleep(_GATHER)
+            size = 1 if alone else min(_BATCH, len(self._waiting))
             batch = [self._waiting[place] for place in range(size)]
             try:
                 self._database.run_all(batch)
             except StoreError as error:
                 failures += 1
                 RETRIES.labels("note").inc()
-                if failures >= _REFUSALS and self._database.alive():
-                    NOTES_LOST.inc()
-                    log.error("note_refused", statement=batch[0][0], detail=error.detail)
-                    self._waiting.popleft()
-                    failures = 0
-                else:
-                    gevent.sleep(random.uniform(0, min(_LONGEST_PAUSE, 0.05 * 2 ** min(failures, 10))))  # noqa: S311 - jitter
-                continue
-            failures = 0
+                if isinstance(error, StatementRefusedError):
+                    refusals += size == 1
+                    alone = max(alone, size)
+                if refusals < _REFUSALS:
+                    pause = min(_LONGEST_PAUSE, _FIRST_PAUSE * 2 ** min(failures, 10))
+                    gevent.sleep(random.uniform(0, pause))  # noqa: S311 # jitter
+                    continue
+                NOTES_LOST.inc()
+                log.error("note_refused", statement=batch[0][0], detail=error.detail)
+            failures = refusals = 0
+            alone = max(0, alone - size)
             for _ in batch:
                 self._waiting.popleft()
             NOTES_WAITING.set(len(self._waiting))

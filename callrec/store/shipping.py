@@ -33,6 +33,7 @@ class ShipRecords:
             retain_until=row["retain_until"],
             attempts=row["attempts"],
             ended_abruptly=row["abrupt"],
+            samples=row["samples"],
         )
 
     def unclaim(self) -> None:

@@ -5,12 +5,14 @@ from collections.abc import Callable
 from wsgiref.types import WSGIApplication
 
 import falcon
+from gevent import socket
 from gevent.pywsgi import WSGIServer
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
 from callrec.errors import ConfigError
 
+_BACKLOG = 128
 Readiness = dict[str, bool]  # what this process needs, by name, and whether it is there
 
 
@@ -50,13 +52,15 @@ def app(registry: Callable[[], CollectorRegistry], readiness: Callable[[], Readi
 
 def serve(address: tuple[str, int], pages: WSGIApplication) -> WSGIServer:
     """Serve on `address` in the background. ConfigError when it can't be bound."""
-    server = WSGIServer(address, pages, log=None, error_log=None)
+    family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
     try:
-        server.start()
+        listener = socket.create_server(address, family=family, backlog=_BACKLOG)
     except OSError as error:
         raise ConfigError(
             f"HTTP can't listen on {address[0]}:{address[1]}",
             detail=error.strerror or "",
             hint="Another process has it; choose another [http] address, or --http",
         ) from None
+    server = WSGIServer(listener, pages, log=None, error_log=None)
+    server.start()
     return server

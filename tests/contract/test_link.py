@@ -382,6 +382,29 @@ def test_unanswered_commands_are_bounded(pair):
         link.post(wire.command("api status"))
 
 
+def test_commands_in_one_piece_are_sent_and_answered_in_order(pair):
+    link, peer = pair
+    link.post_all((b"resume\n\n", b"exit\n\n"))
+    assert received(peer, 14) == b"resume\n\nexit\n\n"
+    answers = []
+    link.post(wire.command("api status"), answers.append)
+    peer.sendall(OK + OK + wire.build_frame("command/reply", {"Reply-Text": "+OK third"}))
+    until(lambda: answers)
+    assert answers == ["+OK third"]  # the two before it took one answer each
+
+
+def test_of_commands_in_one_piece_all_are_sent_or_none(pair):
+    link, peer = pair
+    with pytest.raises(WireError):
+        link.post_all((b"resume\n\n", b"api a\n\napi b\n\n"))
+    for _ in range(255):
+        link.post(wire.command("noop"))
+    with pytest.raises(LinkError, match="unanswered"):
+        link.post_all((b"resume\n\n", b"exit\n\n"))
+    link.post(wire.command("exit"))
+    assert received(peer, 255 * 6 + 6) == b"noop\n\n" * 255 + b"exit\n\n"
+
+
 @pytest.mark.parametrize("bad", ["api status\n\napi shutdown", "api status\r", "api \0"])
 def test_a_line_end_in_an_argument_is_never_sent(pair, bad):
     link, peer = pair

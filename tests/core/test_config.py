@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import re
+from datetime import date
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from callrec.config import load, parse
 from callrec.credentials import ROLES, variables
 from callrec.errors import ConfigError
+from callrec.rights.calendar import Calendar
 from callrec.strict_toml import ConfigErrors
 
 EXAMPLE = Path(__file__).parents[2] / "callrec.example.toml"
@@ -45,6 +47,17 @@ def test_the_notices_are_the_published_ones():
         assert hashlib.sha256(prompt.text.encode()).hexdigest() == sha256
 
 
+def test_c4_the_operators_working_days(tmp_path):
+    assert load(EXAMPLE, {}).calendar == Calendar("SI", "Europe/Ljubljana")
+    path = changed(tmp_path, "extra_non_working = []", "extra_non_working = [2026-06-12, 2026-06-15]")
+    calendar = load(path, {}).calendar
+    assert [calendar.is_working(date(2026, 6, day)) for day in (11, 12, 15, 16)] == [True, False, False, True]
+    path = changed(tmp_path, "extra_working = []", "extra_working = [2026-06-13]")
+    assert load(path, {}).calendar.is_working(date(2026, 6, 13))
+    path = changed(tmp_path, 'weekend = ["saturday", "sunday"]', 'weekend = ["sunday"]')
+    assert load(path, {}).calendar.is_working(date(2026, 6, 20))
+
+
 def test_the_example_operator():
     config = load(EXAMPLE, {})
     assert config.operator.zone.key == "Europe/Ljubljana"
@@ -64,7 +77,22 @@ def test_the_example_operator():
 
 
 NOTICE_A = "notices.A]"
+EXTRA_DAYS = TEXT[TEXT.index("extra_non_working =") : TEXT.index("[node]")]
 FAULTS = {
+    "unknown weekday": ('["saturday", "sunday"]', '["sabbath"]', ["calendar.weekend", '"sabbath"']),
+    "day in quotes": ("extra_working = []", 'extra_working = ["2026-06-13"]', ["calendar.extra_working", "quotes"]),
+    "day with a time": (
+        "extra_working = []", "extra_working = [2026-06-13T00:00:00Z]", ["calendar.extra_working", "without quotes"],
+    ),
+    "day on and off": (
+        EXTRA_DAYS, "extra_non_working = [2026-06-13]\nextra_working = [2026-06-13]\n",
+        ["calendar", "both off and worked", "2026-06-13"],
+    ),
+    "nobody ever works": (
+        '["saturday", "sunday"]', '["monday","tuesday","wednesday","thursday","friday","saturday","sunday"]',
+        ["weekend"],
+    ),
+    "country without known holidays": ('country = "SI"', 'country = "AC"', ["calendar", "public holidays", "AC"]),
     "unknown key": ("max_calls = 1000", "max_call = 1000", ["listen.max_call: ", "unknown key", '"max_calls"']),
     "unknown table": ("[http]", "[htpp]", ["htpp: ", "unknown key", '"http"']),
     "unknown key in a line": ('basis = "market_tr', 'note = "x"\nbasis = "market_tr', ["lines.sales.note", '"notice"']),

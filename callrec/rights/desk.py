@@ -1,0 +1,236 @@
+"""Where what people say arrives: withdrawals, kinds of call, holds, orders to erase.
+
+Each takes effect at once: a recording that runs is stopped, listening is blocked, what must go is due; the sweeper does
+the rest. What may be said, and what follows from it, is decided in the pure modules beside this one.
+"""
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID, uuid4
+
+from callrec.call.policy import Basis, BasisKind
+from callrec.errors import ConflictError, RightsError
+from callrec.ledger.caller import look_up
+from callrec.rights import disposition, holds, revocation
+from callrec.rights.calendar import Calendar
+from callrec.rights.disposition import Disposition, Said
+from callrec.rights.holds import Cause, Hold, HoldReason, Meeting
+from callrec.rights.reference_code import parse_code
+from callrec.rights.revocation import Channel, Decision, Fate, Identification, Person, Proof, Receipt, Revocation, Scope
+from callrec.store.rights import RightsRecords, Wanted
+
+_WORKING_DAYS = 5  # C4
+_ALARM_DAY = 3
+_RUNNING = frozenset({"authorised", "recording"})
+
+
+@dataclass(frozen=True, slots=True)
+class Intake:
+    """A withdrawal as it arrived. Of `number`, `call_id`, `recording_id`, `code`, one says what it is about."""
+
+    channel: Channel
+    received_at: datetime
+    number: str = field(default="", repr=False)  # E.164
+    call_id: UUID | None = None
+    recording_id: UUID | None = None
+    code: str = field(default="", repr=False)
+    proofs: Collection[Proof] = ()
+    by: Person = field(default_factory=Person)
+    evidence_sha256: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What is told to whoever withdrew consent."""
+
+    revocation_id: UUID
+    identification: Identification
+    deadline: datetime
+    decisions: tuple[Decision, ...]
+
+
+class Desk:
+    """`stop(channel, order)` has a running recording stopped; `lookup_key` finds a caller's own recordings."""
+
+    def __init__(
+        self,
+        records: RightsRecords,
+        calendar: Calendar,
+        bases: Mapping[str, Basis],
+        lookup_key: bytes,
+        stop: Callable[[str, str], None],
+        *,
+        longest_hold: timedelta,
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        self._records = records
+        self._calendar = calendar
+        self._bases = bases
+        self._lookup_key = lookup_key
+        self._stop = stop
+        self._longest_hold = longest_hold
+        self._clock = clock
+
+    # Withdrawal of consent
+
+    def revoke(self, intake: Intake) -> Answer:
+        """Take a withdrawal in. RightsError when it names nothing, or comes from the future; it is noted even when it
+        leads to no recording: the answer says so."""
+        if intake.received_at > self._clock() + timedelta(minutes=5):
+            raise RightsError("The withdrawal was received in the future", hint="Give the time at which it arrived")
+        wanted = self._wanted(intake)
+        found = self._records.recordings_of(wanted)
+        only = intake.recording_id
+        said = Revocation(
+            channel=intake.channel,
+            receipt=Receipt(intake.received_at, 0),
+            identification=revocation.identification(intake.proofs),
+            by=intake.by,
+            scope=Scope.ONE if only else Scope.ALL,
+            recording_id=only,
+        )
+        decisions = revocation.decide(said, [self._recording(row) for row in found])
+        deadline = self._calendar.deadline(intake.received_at, _WORKING_DAYS)
+        revocation_id = uuid4()
+        self._records.revoke(
+            revocation_id,
+            said,
+            decisions,
+            deadline=deadline,
+            alarm_at=self._calendar.deadline(intake.received_at, _ALARM_DAY).at,
+            evidence_sha256=intake.evidence_sha256,
+        )
+        self._stop_running(decisions, found)
+        return Answer(revocation_id, said.identification, deadline.at, decisions)
+
+    def identify(self, revocation_id: UUID, to: Identification) -> tuple[Decision, ...]:
+        """The person is known now, or asked, or was found not to be the caller: decide again (E5)."""
+        row = self._records.revocation(revocation_id)
+        if row is None:
+            raise RightsError("There is no such revocation")
+        now = revocation.identified(Identification(row["identification"]), to)
+        found = self._records.recordings_of_revocation(revocation_id)
+        given_by = revocation.GivenBy(row["given_by"])
+        said = Revocation(
+            channel=Channel(row["channel"]),
+            receipt=Receipt(row["received_at"], row["receipt"]),
+            identification=now,
+            by=Person(given_by, row["on_behalf_of"]),
+            scope=Scope(row["scope"]),
+            recording_id=row["recording_id"],
+        )
+        decisions = revocation.decide(said, [self._recording(each) for each in found])
+        self._records.identified(revocation_id, now.value, decisions)
+        self._stop_running(decisions, found)
+        return decisions
+
+    def _wanted(self, intake: Intake) -> Wanted:
+        if intake.number:
+            return Wanted(lookup=look_up(intake.number, self._lookup_key))
+        if intake.code:
+            return Wanted(reference=look_up(parse_code(intake.code), self._lookup_key))
+        if intake.call_id or intake.recording_id:
+            return Wanted(call_id=intake.call_id, recording_id=intake.recording_id)
+        raise RightsError(
+            "The withdrawal says nothing of what it is about", hint="Give a number, a call, a recording or a code"
+        )
+
+    def _recording(self, row: Mapping[str, Any]) -> revocation.Recording:
+        return revocation.Recording(
+            recording_id=row["recording_id"],
+            kind=self._kind(row["basis"]),
+            agreed=Receipt(row["authorised_at"], 0),
+            running=row["state"] in _RUNNING,
+            held=row["held"],
+            erased=row["state"] == "erased",
+        )
+
+    def _kind(self, basis: str) -> BasisKind:
+        """A basis that is no longer configured is taken for a statutory one: consent alone can be withdrawn."""
+        known = self._bases.get(basis)
+        return known.kind if known else BasisKind.NOTICE
+
+    def _stop_running(self, decisions: Collection[Decision], rows: Collection[Mapping[str, Any]]) -> None:
+        channels = {row["recording_id"]: row["channel"] for row in rows}
+        for decision in decisions:
+            if decision.stop:
+                self._stop(channels[decision.recording_id], "withdraw" if decision.fate is Fate.ERASE else "stop")
+
+    # The kind of call
+
+    def dispose(self, recording_id: UUID, said: Said, account: str) -> disposition.Outcome:
+        """What the agent's desktop says of a call; ConflictError where that contradicts what stands (A9)."""
+        row = self._row(recording_id)
+        standing = Disposition(row["disposition"]) if row["disposition"] else None
+        outcome = disposition.decide(self._kind(row["basis"]), said, standing, erasing=row["erasing"])
+        if isinstance(outcome, disposition.Refused):
+            raise ConflictError(_REFUSALS[outcome.refusal].format(standing=outcome.standing))
+        if isinstance(outcome, disposition.Unchanged):
+            return outcome
+        cause = outcome.cause if isinstance(outcome, disposition.Erase) else Cause.DISPOSITION
+        if not self._records.dispose(recording_id, said, account, cause):
+            return self.dispose(recording_id, said, account)  # somebody else said something just now: judge again
+        if isinstance(outcome, disposition.Erase) and row["state"] in _RUNNING:
+            self._stop(row["channel"], "stop")
+        return outcome
+
+    # Holds
+
+    def hold(self, recording_id: UUID, reason: HoldReason, *, case: str, owner: str, review_at: datetime) -> Hold:
+        row = self._row(recording_id)
+        if row["state"] in {"discarded", "empty", "lost", "erased"}:
+            raise ConflictError("This recording can't be held", detail=f"It is {row['state']}")
+        placed = holds.place(
+            uuid4(), reason, case=case, owner=owner, placed_at=self._clock(), review_at=review_at,
+            longest=self._longest_hold, erasure_begun=row["key_gone"],
+        )  # fmt: skip
+        self._records.place_hold(recording_id, placed)
+        return placed
+
+    def review(self, hold_id: UUID, review_at: datetime) -> Hold:
+        _, hold = self._standing(hold_id)
+        reviewed = holds.review(hold, at=self._clock(), review_at=review_at, longest=self._longest_hold)
+        self._records.review_hold(reviewed)
+        return reviewed
+
+    def release(self, hold_id: UUID, why: str, person_told_at: datetime | None = None) -> UUID:
+        """End a hold; what was due goes on. Gives the recording."""
+        recording_id, hold = self._standing(hold_id)
+        at = self._clock()
+        holds.check_release(hold, why=why, at=at, person_told_at=person_told_at)
+        self._records.release_hold(hold, why, at)
+        return recording_id
+
+    def _standing(self, hold_id: UUID) -> tuple[UUID, Hold]:
+        found = self._records.hold(hold_id)
+        if found is None:
+            raise RightsError("There is no such hold, or it was released", hint="`callrec holds` lists them")
+        return found
+
+    # Orders to erase
+
+    def erase(self, recording_id: UUID, cause: Cause, account: str) -> bool:
+        """Have a recording erased; False when it was due already. ConflictError when a hold refuses it."""
+        self._row(recording_id)
+        if holds.meets(cause) is Meeting.REFUSED and (standing := self._records.holds_of(recording_id)):
+            raise ConflictError(
+                "A hold keeps this recording",
+                detail=", ".join(f"{hold.reason.value}, case {hold.case}" for hold in standing),
+                hint="Release it first, with its owner's word",
+            )
+        return self._records.request_erasure(recording_id, cause, {"cause": cause.value, "account": account})
+
+    def _row(self, recording_id: UUID) -> dict[str, Any]:
+        row = self._records.recording(recording_id)
+        if row is None:
+            raise RightsError("There is no such recording", hint="`callrec recordings` lists them")
+        return row
+
+
+_REFUSALS = {
+    disposition.Refusal.CONSENT_BASIS: "A recording on consent keeps its basis, whatever the call was (A9)",
+    disposition.Refusal.ANOTHER_STANDS: "Another kind stands for this call: {standing}",
+    disposition.Refusal.ERASED: "This recording is being erased",
+}

@@ -1,0 +1,323 @@
+-- Statements about what the law takes back, by name (store/rights.py). Parameters are named; psycopg binds them.
+
+-- name: held_recordings
+-- The recordings that a number, a call, a recording or a reference code leads to, as a revocation has to know them.
+SELECT r.recording_id, r.call_id, r.channel, r.node, r.line, r.basis, r.state, r.authorised_at,
+       EXISTS (SELECT FROM hold h WHERE h.recording_id = r.recording_id AND h.released_at IS NULL) AS held
+  FROM recording r LEFT JOIN caller c USING (call_id)
+ WHERE (c.lookup = %(lookup)s OR r.call_id = %(call_id)s OR r.recording_id = %(recording_id)s
+        OR r.reference = %(reference)s)
+   AND r.state NOT IN ('discarded', 'empty', 'lost')
+ ORDER BY r.authorised_at;
+
+-- name: revoke
+-- A revocation and what it does to each recording, in one statement; erasures are due at once.
+WITH received AS (
+    INSERT INTO revocation (revocation_id, received_at, channel, identification, given_by, on_behalf_of, scope,
+                            recording_id, evidence_sha256, deadline, deadline_inputs, alarm_at)
+    VALUES (%(revocation_id)s, %(received_at)s, %(channel)s, %(identification)s, %(given_by)s, %(on_behalf_of)s,
+            %(scope)s, %(recording_id)s, %(evidence_sha256)s, %(deadline)s, %(deadline_inputs)s::jsonb, %(alarm_at)s)
+    RETURNING revocation_id
+), decided AS (
+    INSERT INTO revocation_recording (revocation_id, recording_id, fate, why)
+    SELECT revocation_id, d.recording_id, d.fate, d.why
+      FROM received, jsonb_to_recordset(%(decisions)s::jsonb) AS d (recording_id uuid, fate text, why text)
+    RETURNING recording_id, fate, why
+), due AS (
+    INSERT INTO erasure (recording_id, cause, deadline)
+    SELECT recording_id, 'revocation', %(deadline)s FROM decided WHERE fate = 'erase' OR why = 'held'
+    ON CONFLICT (recording_id) DO NOTHING
+), noted AS (
+    INSERT INTO ledger (call_id, recording_id, kind, body, node, at)
+    SELECT NULL, NULL, 'revocation_received', %(body)s::jsonb, %(node)s, %(received_at)s FROM received
+)
+INSERT INTO ledger (call_id, recording_id, kind, body, node, at)
+SELECT r.call_id, d.recording_id, 'revocation_decided',
+       jsonb_build_object('revocation', %(revocation_id)s::uuid, 'fate', d.fate, 'why', d.why), %(node)s, now()
+  FROM decided d JOIN recording r USING (recording_id);
+
+-- name: revocation_of
+SELECT * FROM revocation WHERE revocation_id = %(revocation_id)s;
+
+-- name: identified
+-- The person of a revocation is known now, or is known not to be the caller: its recordings are decided again.
+WITH known AS (
+    UPDATE revocation SET identification = %(identification)s
+     WHERE revocation_id = %(revocation_id)s RETURNING revocation_id, deadline
+), decided AS (
+    UPDATE revocation_recording v SET fate = d.fate, why = d.why
+      FROM known, jsonb_to_recordset(%(decisions)s::jsonb) AS d (recording_id uuid, fate text, why text)
+     WHERE v.revocation_id = known.revocation_id AND v.recording_id = d.recording_id
+    RETURNING v.recording_id, v.fate, v.why
+), due AS (
+    INSERT INTO erasure (recording_id, cause, deadline)
+    SELECT recording_id, 'revocation', deadline FROM decided, known WHERE fate = 'erase' OR why = 'held'
+    ON CONFLICT (recording_id) DO NOTHING
+)
+INSERT INTO ledger (call_id, recording_id, kind, body, node, at)
+SELECT r.call_id, d.recording_id, 'revocation_decided',
+       jsonb_build_object('revocation', %(revocation_id)s::uuid, 'fate', d.fate, 'why', d.why), %(node)s, now()
+  FROM decided d JOIN recording r USING (recording_id);
+
+-- name: recordings_of_revocation
+SELECT r.recording_id, r.call_id, r.channel, r.node, r.line, r.basis, r.state, r.authorised_at,
+       EXISTS (SELECT FROM hold h WHERE h.recording_id = r.recording_id AND h.released_at IS NULL) AS held
+  FROM revocation_recording v JOIN recording r USING (recording_id)
+ WHERE v.revocation_id = %(revocation_id)s;
+
+-- name: recording_rights
+-- One recording with everything that rights ask about it.
+SELECT r.recording_id, r.call_id, r.channel, r.node, r.line, r.basis, r.state, r.prefix, r.object_key, r.version_id,
+       r.lock_mode, r.retain_until, COALESCE(r.started_at, r.authorised_at) AS started_at, d.disposition,
+       e.recording_id IS NOT NULL AS erasing, COALESCE('key' = ANY (e.done), false) AS key_gone
+  FROM recording r LEFT JOIN disposition d USING (recording_id) LEFT JOIN erasure e USING (recording_id)
+ WHERE r.recording_id = %(recording_id)s;
+
+-- name: dispose
+WITH said AS (
+    INSERT INTO disposition (recording_id, disposition, said, guardian_consent, account, seals)
+    VALUES (%(recording_id)s, %(disposition)s, %(said)s, %(guardian_consent)s, %(account)s, %(seals)s)
+    ON CONFLICT DO NOTHING
+    RETURNING recording_id
+), due AS (
+    INSERT INTO erasure (recording_id, cause)
+    SELECT recording_id, %(cause)s FROM said WHERE NOT %(seals)s
+    ON CONFLICT (recording_id) DO NOTHING
+)
+INSERT INTO ledger (call_id, recording_id, kind, body, node, at)
+SELECT r.call_id, r.recording_id, 'disposition_said', %(body)s::jsonb, %(node)s, now()
+  FROM said JOIN recording r USING (recording_id)
+RETURNING entry_id;
+
+-- name: to_seal
+UPDATE disposition SET attempts = attempts + 1, due_at = now() + interval '60 seconds'
+ WHERE recording_id = (
+           SELECT d.recording_id FROM disposition d JOIN recording r USING (recording_id)
+            WHERE d.seals AND d.sealed_at IS NULL AND d.due_at <= now() AND r.state = 'stored'
+            ORDER BY d.due_at LIMIT 1 FOR UPDATE OF d SKIP LOCKED
+       )
+RETURNING recording_id, attempts;
+
+-- name: locked_compliance
+WITH sealed AS (
+    UPDATE disposition SET sealed_at = clock_timestamp(), last_error = NULL
+     WHERE recording_id = %(recording_id)s AND sealed_at IS NULL RETURNING recording_id
+), locked AS (
+    UPDATE recording SET lock_mode = 'COMPLIANCE' WHERE recording_id IN (SELECT recording_id FROM sealed)
+    RETURNING recording_id, call_id, version_id, retain_until
+)
+INSERT INTO ledger (call_id, recording_id, kind, body, node, at)
+SELECT call_id, recording_id, 'recording_locked',
+       jsonb_build_object('lock_mode', 'COMPLIANCE', 'version_id', version_id, 'retain_until', retain_until), %(node)s,
+       now()
+  FROM locked;
+
+-- name: seal_failed
+UPDATE disposition SET last_error = %(error)s, due_at = now() + %(retry_in)s * interval '1 second'
+ WHERE recording_id = %(recording_id)s;
+
+-- name: unsaid
+-- Recordings on a statutory basis that nobody said anything about, long enough after their call.
+SELECT r.recording_id, r.stopped_at, s.escalated_at
+  FROM recording r LEFT JOIN disposition d USING (recording_id) LEFT JOIN erasure e USING (recording_id)
+       LEFT JOIN escalation s USING (recording_id)
+ WHERE r.basis = ANY (%(bases)s) AND r.state = 'stored' AND r.stopped_at <= %(before)s
+   AND d.recording_id IS NULL AND e.recording_id IS NULL
+   AND (s.recording_id IS NULL OR s.outcome_at <= now())
+   AND NOT EXISTS (SELECT FROM hold h WHERE h.recording_id = r.recording_id AND h.released_at IS NULL)
+ ORDER BY r.stopped_at LIMIT %(limit)s;
+
+-- name: escalate
+WITH told AS (
+    INSERT INTO escalation (recording_id, escalated_at, outcome_at)
+    VALUES (%(recording_id)s, %(at)s, %(outcome_at)s) ON CONFLICT DO NOTHING RETURNING recording_id
+)
+INSERT INTO ledger (call_id, recording_id, kind, body, node, at)
+SELECT r.call_id, r.recording_id, 'disposition_missing', jsonb_build_object('outcome_at', %(outcome_at)s::timestamptz),
+       %(node)s, %(at)s
+  FROM told JOIN recording r USING (recording_id);
+
+-- name: place_hold
+WITH placed AS (
+    INSERT INTO hold (hold_id, recording_id, reason, case_reference, owner, placed_at, review_at)
+    VALUES (%(hold_id)s, %(recording_id)s, %(reason)s, %(case)s, %(owner)s, %(placed_at)s, %(review_at)s)
+    RETURNING recording_id
+)
+INSERT INTO ledger (call_id, recording_id, kind, body, node, at)
+SELECT r.call_id, r.recording_id, 'hold_placed', %(body)s::jsonb, %(node)s, %(placed_at)s
+  FROM placed JOIN recording r USING (recording_id);
+
+-- name: review_hold
+WITH reviewed AS (
+    UPDATE hold SET review_at = %(review_at)s, reviews = %(reviews)s
+     WHERE hold_id = %(hold_id)s AND released_at IS NULL RETURNING recording_id
+)
+INSERT INTO ledger (call_id, recording_id, kind, body, node, at)
+SELECT r.call_id, r.recording_id, 'hold_reviewed', %(body)s::jsonb, %(node)s, now()
+  FROM reviewed JOIN recording r USING (recording_id)
+RETURNING recording_id;
+
+-- name: release_hold
+WITH released AS (
+    UPDATE hold SET released_at = %(at)s, release_reason = %(why)s
+     WHERE hold_id = %(hold_id)s AND released_at IS NULL RETURNING recording_id
+), woken AS (
+    UPDATE erasure SET due_at = now() WHERE recording_id IN (SELECT recording_id FROM released) AND state = 'waits'
+)
+INSERT INTO ledger (call_id, recording_id, kind, body, node, at)
+SELECT r.call_id, r.recording_id, 'hold_released', %(body)s::jsonb, %(node)s, %(at)s
+  FROM released JOIN recording r USING (recording_id)
+RETURNING recording_id;
+
+-- name: holds_of
+SELECT hold_id, reason, case_reference, owner, placed_at, review_at, reviews FROM hold
+ WHERE recording_id = %(recording_id)s AND released_at IS NULL;
+
+-- name: hold_by_id
+SELECT hold_id, recording_id, reason, case_reference, owner, placed_at, review_at, reviews, released_at FROM hold
+ WHERE hold_id = %(hold_id)s;
+
+-- name: standing_holds
+SELECT h.hold_id, h.recording_id, h.reason, h.case_reference, h.owner, h.placed_at, h.review_at, h.reviews
+  FROM hold h WHERE h.released_at IS NULL ORDER BY h.review_at LIMIT %(limit)s;
+
+-- name: holds_to_apply
+-- Holds whose object does not show it yet, or still shows it; one row a recording.
+SELECT r.recording_id, r.object_key, r.version_id, bool_or(h.released_at IS NULL) AS standing
+  FROM hold h JOIN recording r USING (recording_id)
+ WHERE h.lifted_at IS NULL AND r.state = 'stored'
+ GROUP BY r.recording_id
+HAVING bool_or(h.released_at IS NULL AND h.applied_at IS NULL) OR NOT bool_or(h.released_at IS NULL)
+ LIMIT %(limit)s;
+
+-- name: hold_applied
+UPDATE hold SET applied_at = COALESCE(applied_at, now()) WHERE recording_id = %(recording_id)s AND released_at IS NULL;
+
+-- name: hold_lifted
+UPDATE hold SET lifted_at = now() WHERE recording_id = %(recording_id)s AND released_at IS NOT NULL AND lifted_at IS NULL;
+
+-- name: expire
+-- What has reached its date: its erasure is due. A held one is not (E11). What was discarded while it was being stored
+-- may have left an object: that is followed, too.
+WITH due AS (
+    INSERT INTO erasure (recording_id, cause, deadline)
+    SELECT r.recording_id, CASE WHEN r.retain_until <= now() THEN 'expiry' ELSE 'revocation' END,
+           LEAST(r.retain_until, now()) + interval '24 hours'
+      FROM recording r
+     WHERE ((r.state = 'stored' AND r.retain_until <= now()) OR (r.state = 'discarded' AND r.attempts > 0))
+       AND NOT EXISTS (SELECT FROM hold h WHERE h.recording_id = r.recording_id AND h.released_at IS NULL)
+       AND NOT EXISTS (SELECT FROM erasure e WHERE e.recording_id = r.recording_id)
+     ORDER BY r.retain_until LIMIT %(limit)s
+    ON CONFLICT DO NOTHING
+    RETURNING recording_id
+)
+INSERT INTO ledger (call_id, recording_id, kind, body, node, at)
+SELECT r.call_id, r.recording_id, 'recording_expired', '{}', %(node)s, now() FROM due JOIN recording r USING (recording_id)
+RETURNING recording_id;
+
+-- name: request_erasure
+WITH due AS (
+    INSERT INTO erasure (recording_id, cause) VALUES (%(recording_id)s, %(cause)s) ON CONFLICT DO NOTHING
+    RETURNING recording_id
+)
+INSERT INTO ledger (call_id, recording_id, kind, body, node, at)
+SELECT r.call_id, r.recording_id, 'erasure_requested', %(body)s::jsonb, %(node)s, now()
+  FROM due JOIN recording r USING (recording_id)
+RETURNING recording_id;
+
+-- name: claim_erasure
+-- The next erasure due on this node's recordings: only this node can look into its spool.
+UPDATE erasure e SET claimed_until = now() + %(lease)s * interval '1 second', attempts = attempts + 1
+ WHERE recording_id = (
+           SELECT x.recording_id FROM erasure x JOIN recording r USING (recording_id)
+            WHERE x.state <> 'erased' AND x.due_at <= now() AND (x.claimed_until IS NULL OR x.claimed_until < now())
+              AND r.node = %(node)s
+            ORDER BY x.due_at LIMIT 1 FOR UPDATE OF x SKIP LOCKED
+       )
+RETURNING recording_id, cause, deadline, done, state, attempts;
+
+-- name: erase_key
+-- The point of no return: the key row and that it is gone, in one statement.
+WITH gone AS (
+    DELETE FROM recording_key WHERE recording_id = %(recording_id)s
+), step AS (
+    UPDATE erasure SET done = %(done)s WHERE recording_id = %(recording_id)s AND NOT ('key' = ANY (done))
+    RETURNING recording_id, cause
+)
+INSERT INTO ledger (call_id, recording_id, kind, body, node, at)
+SELECT r.call_id, r.recording_id, 'key_erased', jsonb_build_object('cause', s.cause), %(node)s, now()
+  FROM step s JOIN recording r USING (recording_id);
+
+-- name: erasure_step
+UPDATE erasure SET done = %(done)s WHERE recording_id = %(recording_id)s;
+
+-- name: forget_caller
+DELETE FROM caller WHERE call_id = %(call_id)s;
+
+-- name: erasure_left
+-- What Postgres itself still has of a recording that is to be gone.
+SELECT EXISTS (SELECT FROM recording_key WHERE recording_id = %(recording_id)s) AS key,
+       EXISTS (SELECT FROM caller WHERE call_id = %(call_id)s) AS personal_data;
+
+-- name: erasure_waits
+UPDATE erasure SET state = %(state)s, due_at = %(due_at)s, claimed_until = NULL, last_error = %(error)s,
+       ciphertext_until = %(ciphertext_until)s
+ WHERE recording_id = %(recording_id)s AND state <> 'erased';
+
+-- name: note_of_recording
+INSERT INTO ledger (call_id, recording_id, kind, body, node, at)
+SELECT call_id, recording_id, %(kind)s, %(body)s::jsonb, %(node)s, now() FROM recording
+ WHERE recording_id = %(recording_id)s;
+
+-- name: erased
+WITH over AS (
+    UPDATE erasure SET state = 'erased', erased_at = clock_timestamp(), claimed_until = NULL, last_error = NULL
+     WHERE recording_id = %(recording_id)s AND state <> 'erased' RETURNING recording_id, cause, requested_at, deadline
+), gone AS (
+    UPDATE recording SET state = 'erased' WHERE recording_id IN (SELECT recording_id FROM over)
+    RETURNING recording_id, call_id
+)
+INSERT INTO ledger (call_id, recording_id, kind, body, node, at)
+SELECT g.call_id, g.recording_id, 'recording_erased',
+       jsonb_build_object('cause', o.cause, 'requested_at', o.requested_at, 'deadline', o.deadline), %(node)s, now()
+  FROM over o JOIN gone g USING (recording_id);
+
+-- name: deadlines
+-- Revocations whose erasures are not over: those near their deadline and those past it, told once each (C4).
+WITH open AS (
+    SELECT v.revocation_id, v.alarm_at, v.deadline, v.alarmed FROM revocation v
+     WHERE v.alarm_at <= now() AND v.alarmed <> 'breached'
+       AND EXISTS (SELECT FROM revocation_recording x LEFT JOIN erasure e USING (recording_id)
+                    WHERE x.revocation_id = v.revocation_id AND x.fate <> 'not_touched'
+                      AND e.state IS DISTINCT FROM 'erased')
+)
+UPDATE revocation v SET alarmed = CASE WHEN o.deadline < now() THEN 'breached' ELSE 'near' END
+  FROM open o WHERE v.revocation_id = o.revocation_id AND (o.alarmed = '' OR o.deadline < now())
+RETURNING v.revocation_id, v.alarmed, v.deadline;
+
+-- name: erasures
+SELECT e.recording_id, r.line, r.basis, e.cause, e.state, e.done, e.requested_at, e.deadline, e.ciphertext_until,
+       e.erased_at, e.attempts, e.last_error
+  FROM erasure e JOIN recording r USING (recording_id) ORDER BY e.requested_at DESC LIMIT %(limit)s;
+
+-- name: bulk
+-- What an order to erase would cover; NULL leaves a condition out.
+SELECT r.recording_id FROM recording r LEFT JOIN disposition d USING (recording_id) LEFT JOIN erasure e USING (recording_id)
+ WHERE e.recording_id IS NULL AND r.state IN ('recording', 'finished', 'stored')
+   AND (%(line)s::text IS NULL OR r.line = %(line)s)
+   AND (%(basis)s::text IS NULL OR r.basis = %(basis)s)
+   AND (%(disposition)s::text IS NULL OR d.disposition = %(disposition)s
+        OR (%(disposition)s = 'none' AND d.recording_id IS NULL))
+   AND (%(since)s::timestamptz IS NULL OR COALESCE(r.started_at, r.authorised_at) >= %(since)s)
+   AND (%(until)s::timestamptz IS NULL OR COALESCE(r.started_at, r.authorised_at) < %(until)s)
+ ORDER BY r.authorised_at;
+
+-- name: replay_erasures
+-- After a database was restored from a backup: keys that the ledger says were erased must not come back.
+WITH again AS (
+    SELECT DISTINCT l.recording_id FROM ledger l
+     WHERE l.kind IN ('key_erased', 'recording_discarded') AND l.recording_id IS NOT NULL
+), gone AS (
+    DELETE FROM recording_key WHERE recording_id IN (SELECT recording_id FROM again) RETURNING recording_id
+)
+SELECT recording_id FROM gone;

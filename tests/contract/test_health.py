@@ -1,0 +1,105 @@
+"""/healthz, /readyz and /metrics over HTTP, as an orchestrator and Prometheus ask for them."""
+
+import json
+import socket
+import urllib.error
+import urllib.request
+
+import pytest
+from prometheus_client import REGISTRY, CollectorRegistry, Counter
+from prometheus_client.parser import text_string_to_metric_families
+
+from callrec import metrics
+from callrec.errors import ConfigError
+from callrec.web import health
+
+
+@pytest.fixture
+def pages():
+    found = {"postgres": True}
+    registry = CollectorRegistry()
+    Counter("callrec_test", "A test's", ["line"], registry=registry).labels('a"b\\c\nd').inc()
+    server = health.serve(("127.0.0.1", 0), health.app(lambda: registry, lambda: found))
+
+    def ask(path, method="GET"):
+        request = urllib.request.Request(f"http://127.0.0.1:{server.server_port}{path}", method=method)
+        try:
+            with urllib.request.urlopen(request, timeout=10) as answer:
+                return answer.status, answer.headers["Content-Type"], answer.read().decode()
+        except urllib.error.HTTPError as answer:
+            with answer:
+                return answer.code, answer.headers["Content-Type"], answer.read().decode()
+
+    ask.found = found
+    ask.port = server.server_port
+    yield ask
+    server.stop(timeout=1)
+
+
+def test_healthz_answers_while_the_process_lives_whatever_is_missing(pages):
+    pages.found["postgres"] = False
+    status, kind, body = pages("/healthz")
+    assert (status, kind, json.loads(body)) == (200, "application/json", {"status": "ok"})
+
+
+def test_readyz_names_what_is_missing(pages):
+    assert pages("/readyz")[0] == 200
+    pages.found.update(redis=False, event_socket=False, spool=True)
+    status, _, body = pages("/readyz")
+    assert status == 503
+    assert json.loads(body) == {
+        "ready": False,
+        "missing": ["event_socket", "redis"],
+        "checked": ["event_socket", "postgres", "redis", "spool"],
+    }
+    pages.found.update(redis=True, event_socket=True)
+    assert json.loads(pages("/readyz")[2])["ready"] is True
+
+
+def test_what_has_not_looked_yet_is_not_ready(pages):
+    pages.found.clear()
+    assert pages("/readyz")[0] == 503
+
+
+def test_metrics_are_what_prometheus_reads(pages):
+    status, kind, body = pages("/metrics")
+    assert status == 200
+    assert kind.startswith("text/plain; version=0.0.4")
+    (family,) = [each for each in text_string_to_metric_families(body) if each.name == "callrec_test"]
+    assert {sample.value for sample in family.samples if sample.name == "callrec_test_total"} == {1.0}
+
+
+@pytest.mark.parametrize(
+    ("path", "method", "status"), [("/", "GET", 404), ("/metrics", "POST", 405), ("/x", "GET", 404)]
+)
+def test_anything_else_is_refused(pages, path, method, status):
+    assert pages(path, method)[0] == status
+
+
+def test_garbage_on_the_port_harms_nobody(pages):
+    for data in (b"\x00\xff" * 100, b"GET / HTTP/9.9\r\n\r\n", b"GET " + b"a" * 100_000):
+        with socket.create_connection(("127.0.0.1", pages.port), timeout=5) as peer:
+            peer.sendall(data)
+    silent = [socket.create_connection(("127.0.0.1", pages.port), timeout=5) for _ in range(20)]
+    assert pages("/healthz")[0] == 200
+    for peer in silent:
+        peer.close()
+
+
+def test_an_address_that_cannot_be_had_is_said(pages):
+    with pytest.raises(ConfigError, match="can't listen on") as refused:
+        health.serve(("127.0.0.1", pages.port), health.app(CollectorRegistry, dict))
+    assert refused.value.hint
+
+
+def test_no_metric_has_a_label_that_a_caller_could_fill():
+    """What a label may name is a closed list: ids of the configuration, states, reasons, our own operations."""
+    allowed = {
+        "line", "basis", "decision", "reason", "state", "link", "kind", "result", "what", "store", "operation", "role",
+        "dependency", "cause", "how", "check",
+    }  # fmt: skip
+    ours = [each for each in vars(metrics).values() if hasattr(each, "_labelnames")]
+    assert len(ours) > 20
+    assert {label for metric in ours for label in metric._labelnames} <= allowed
+    assert all(metric._name.startswith("callrec_") and metric._documentation for metric in ours)
+    assert all(metric._name in REGISTRY._collector_to_names[metric] for metric in ours)

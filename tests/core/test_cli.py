@@ -1,0 +1,319 @@
+"""The command line as a person meets it: what it teaches, how it ends, what it says when it can't."""
+
+import argparse
+import base64
+import getpass
+import json
+import os
+import re
+import subprocess
+import sys
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from uuid import UUID, uuid4
+
+import pytest
+from nacl.public import PrivateKey
+
+from callrec import cli, service, tables
+from callrec.check import check
+from callrec.credentials import decode_key
+from callrec.demo.installation import example
+from callrec.errors import AccessDeniedError, EnvelopeError, StoreError
+from callrec.store import db
+
+COMMANDS = [
+    "run", "listen", "ship", "check", "migrate", "prompts", "keys", "calls", "recordings", "ledger", "play", "mask",
+    "unmask", "stop", "withdraw", "demo",
+]  # fmt: skip
+SECRETS = {
+    "CALLREC_POSTGRES_PASSWORD_API": "p", "CALLREC_S3_ACCESS_KEY_API": "a", "CALLREC_S3_SECRET_KEY_API": "s",
+    "CALLREC_PRIVATE_KEY": base64.b64encode(b"k" * 32).decode(),
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def surroundings(monkeypatch):
+    for name in [name for name in os.environ if name.startswith("CALLREC_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("CALLREC_CONFIG", str(example()))
+    monkeypatch.setenv("COLUMNS", "100")
+    for name, value in SECRETS.items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.fixture
+def call(capsys):
+    """Run a command line; gives (status, standard output, standard error)."""
+
+    def run(*arguments):
+        try:
+            status = cli.main(arguments)
+        except SystemExit as end:
+            status = end.code
+        seen = capsys.readouterr()
+        return status, seen.out, seen.err
+
+    return run
+
+
+def one_line(text):
+    assert text.startswith("callrec: ")
+    assert text.count("\n") == 1
+    return text
+
+
+# Help and usage
+
+
+def test_help_lists_every_command_with_what_it_does(call):
+    status, out, _ = call("--help")
+    assert status == 0
+    for command in COMMANDS:
+        assert re.search(rf"^    {command}\s+\w+", out, flags=re.MULTILINE), command
+    assert "First steps" in out
+    parser = cli._parser()
+    (action,) = [each for each in parser._actions if isinstance(each, argparse._SubParsersAction)]
+    assert set(action.choices) == set(COMMANDS)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself_and_each_of_its_options(call, command):
+    status, out, _ = call(command, "--help")
+    assert status == 0
+    assert f"usage: callrec {command}" in out
+    parser = cli._parser()
+    (commands,) = [each for each in parser._actions if isinstance(each, argparse._SubParsersAction)]
+    for action in commands.choices[command]._actions:
+        assert action.help, f"{command} {action.option_strings or action.dest} has no help"
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        (), ("no-such-command",), ("play", "not-an-id", "-o", "x", "-p", "y"), ("play", str(uuid4()), "-o", "x.wav"),
+        ("calls", "--limit", "0"), ("calls", "--limit", "-1"), ("calls", "--limit", "many"), ("mask",),
+        ("listen", "--log-level", "LOUD"), ("play", str(uuid4()), "-o", "x", "-p", "dsar", "--account", "Ana Novak"),
+    ],
+)  # fmt: skip
+def test_wrong_usage_ends_with_2_and_a_hint_at_the_right_one(call, wrong):
+    status, out, err = call(*wrong)
+    assert (status, out) == (2, "")
+    assert err.startswith("usage: callrec")
+
+
+def test_the_version(call):
+    assert call("--version")[:2] == (0, "callrec 0.1.0\n")
+
+
+def test_no_command_needs_a_user_name(call, monkeypatch):
+    """In a container the user often has none; once every command failed there."""
+
+    def nameless():
+        raise KeyError("getpwuid(): uid not found: 4711")
+
+    monkeypatch.setattr(getpass, "getuser", nameless)
+    assert call("--help")[0] == 0
+    assert cli._own_account() == str(os.getuid())
+
+
+# Faults
+
+
+def test_a_missing_configuration_is_named_with_a_hint(call):
+    status, out, err = call("calls", "-c", "/no/such/callrec.toml")
+    assert (status, out) == (1, "")
+    assert "/no/such/callrec.toml" in err
+    assert "callrec.example.toml" in err
+
+
+@pytest.mark.parametrize("missing", sorted(SECRETS))
+def test_a_missing_secret_is_named(call, monkeypatch, missing):
+    monkeypatch.delenv(missing)
+    status, _, err = call("recordings")
+    assert status == 1
+    assert missing in err
+    assert f"{missing}_FILE" in err
+
+
+@pytest.mark.parametrize("address", ["nonsense", "127.0.0.1:", "127.0.0.1:99999", "127.0.0.1:x", ":80", "127.0.0.1:0"])
+def test_an_http_address_that_is_none_is_said(address):
+    args = argparse.Namespace(http=address)
+    with pytest.raises(Exception, match="is no address") as refused:
+        cli._http(args, None)
+    assert refused.value.hint == "Give HOST:PORT or none"
+
+
+def test_an_http_address_and_none(monkeypatch):
+    assert cli._http(argparse.Namespace(http="127.0.0.1:80"), None) == ("127.0.0.1", 80)
+    assert cli._http(argparse.Namespace(http="none"), None) is None
+
+
+def test_a_postgres_that_is_away_is_one_line_with_a_hint(call, monkeypatch):
+    def unreachable(settings, role):
+        return db.Database("postgresql://127.0.0.1:1/none", "u", "p", timeout=0.3)
+
+    monkeypatch.setattr(service, "database", unreachable)
+    for command in (("calls",), ("recordings",), ("ledger", "x"), ("mask", "x")):
+        status, out, err = call(*command)
+        assert (status, out) == (1, "")
+        assert "Is it up" in one_line(err)
+
+
+# check and keys
+
+
+def test_check_ends_with_1_for_a_configuration_with_faults_and_names_them(call, tmp_path):
+    faulty = tmp_path / "callrec.toml"
+    faulty.write_text(example().read_text().replace('country = "SI"', 'country = "XX"'))
+    status, out, _ = call("check", "-c", str(faulty))
+    assert status == 1
+    assert "country" in out
+    status, out, _ = call("check", "-c", str(faulty), "--json")
+    assert status == 1
+    assert json.loads(out)
+
+
+def test_check_ends_with_0_when_it_only_warns(call, monkeypatch):
+    warnings = [found for found in check(example()) if not cli.failed([found])]
+    monkeypatch.setattr(cli, "check", lambda _path: warnings)
+    assert call("check")[0] == 0
+
+
+def test_the_keys_that_are_made_can_be_used(call):
+    status, out, _ = call("keys")
+    assert status == 0
+    values = dict(re.findall(r'^(\w+) ?= ?"?([^"\n]+)"?$', out, flags=re.MULTILINE))
+    assert set(values) == {"public_key", "CALLREC_PRIVATE_KEY", "CALLREC_LOOKUP_KEY"}
+    private = PrivateKey(decode_key(values["CALLREC_PRIVATE_KEY"]))
+    assert bytes(private.public_key) == decode_key(values["public_key"])
+    assert len(decode_key(values["CALLREC_LOOKUP_KEY"])) == 32
+    assert call("keys")[1] != out
+
+
+def test_a_reader_who_goes_away_is_no_fault(tmp_path):
+    """`callrec keys | head -0`"""
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        [sys.executable, "-m", "callrec", "keys"],
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (1, "")
+
+
+# play
+
+
+class Recording:
+    """What opens recordings, with pieces of our choice; an exception among them is raised in its place."""
+
+    def __init__(self, *pieces, denied=False):
+        self.pieces, self.denied, self.heard = pieces, denied, []
+
+    def open(self, listening):
+        self.heard.append(listening)
+        if self.denied:
+            raise AccessDeniedError("This recording may not be heard for this purpose", hint="Purposes: dsar")
+        return self._all()
+
+    def _all(self):
+        for piece in self.pieces:
+            if isinstance(piece, Exception):
+                raise piece
+            yield piece
+
+
+@pytest.fixture
+def play(call, monkeypatch):
+    def run(recording, output, *more):
+        @contextmanager
+        def player(_config):
+            yield recording
+
+        monkeypatch.setattr(service, "player", player)
+        return call("play", str(UUID(int=1)), "-o", str(output), "-p", "dsar", *more)
+
+    return run
+
+
+def test_play_writes_the_file_for_its_owner_alone(play, tmp_path):
+    recording, out = Recording(b"RIFF", b"rest"), tmp_path / "call.wav"
+    status, said, _ = play(recording, out, "--account", "agent-7")
+    assert (status, said) == (0, f"wrote {out}\n")
+    assert out.read_bytes() == b"RIFFrest"
+    assert out.stat().st_mode & 0o777 == 0o600
+    (listening,) = recording.heard
+    assert (listening.recording_id, listening.purpose, listening.account) == (UUID(int=1), "dsar", "agent-7")
+    assert list(tmp_path.iterdir()) == [out]
+
+
+@pytest.mark.parametrize(
+    "recording",
+    [
+        Recording(b"RIFF", EnvelopeError("What is stored is not what was recorded")),
+        Recording(StoreError("Postgres is away")),
+        Recording(denied=True),
+    ],
+)
+def test_play_leaves_no_file_when_anything_is_wrong_and_keeps_an_older_one(play, tmp_path, recording):
+    out = tmp_path / "call.wav"
+    status, said, err = play(recording, out)
+    assert (status, said) == (1, "")
+    one_line(err)
+    assert list(tmp_path.iterdir()) == []
+    out.write_bytes(b"older")
+    assert play(recording, out)[0] == 1
+    assert list(tmp_path.iterdir()) == [out]
+    assert out.read_bytes() == b"older"
+
+
+def test_play_to_a_place_that_cannot_be_written_notes_no_listening(play, tmp_path):
+    recording = Recording(b"RIFF")
+    status, _, err = play(recording, tmp_path / "none" / "call.wav")
+    assert status == 1
+    assert "can't be written. No such file or directory" in one_line(err)
+    assert recording.heard == []
+
+
+# Tables
+
+ROW = {
+    "arrived_at": datetime(2026, 11, 30, 10, tzinfo=UTC), "call_id": UUID(int=7), "line": "service", "decision": None,
+    "state": "ended", "recording": "stored", "duration": 1.5, "hash": b"\x01\xff", "purposes": ["a", "b"],
+    "body": {"reason": "čšž [red]x[/red]", "n": 1},
+}  # fmt: skip
+
+
+def test_json_is_one_object_a_line_with_plain_types(capsys):
+    tables.show([ROW, ROW | {"line": "a\nb"}], tables.CALLS, as_json=True)
+    first, second = map(json.loads, capsys.readouterr().out.splitlines())
+    assert first == {
+        "arrived_at": "2026-11-30T10:00:00+00:00", "call_id": str(UUID(int=7)), "line": "service", "decision": None,
+        "state": "ended", "recording": "stored", "duration": 1.5, "hash": "01ff", "purposes": ["a", "b"],
+        "body": {"reason": "čšž [red]x[/red]", "n": 1},
+    }  # fmt: skip
+    assert second["line"] == "a\nb"
+
+
+def test_a_table_shows_the_columns_the_number_of_rows_and_no_control_signs(capsys):
+    tables.show([ROW | {"line": "\x1b[2Jgone\nnext"}], (*tables.CALLS, "body", "duration"), as_json=False)
+    out = capsys.readouterr().out
+    assert "arrived at" in out
+    assert "[red]x[/red]" in out
+    assert "1.50" in out
+    assert "1 in all" in out
+    assert "\x1b[2J" not in out
+    assert "?[2Jgone?next" in out
+
+
+def test_an_empty_table_says_so(capsys):
+    tables.show([], tables.CALLS, as_json=False)
+    assert "0 in all" in capsys.readouterr().out
+    tables.show([], tables.CALLS, as_json=True)
+    assert capsys.readouterr().out == ""

@@ -1,0 +1,116 @@
+"""A whole callrec beside a real FreeSWITCH, and what a test asks of it."""
+
+import contextlib
+import time
+
+import ear
+import gevent
+from psycopg.conninfo import conninfo_to_dict
+
+from callrec import service
+from callrec.demo.installation import Installation
+from callrec.demo.scenarios import SCENARIOS
+from callrec.demo.verdict import Inspector
+from callrec.errors import CallrecError
+from callrec.recording.playback import Listening
+from callrec.store.db import Database
+from callrec.store.orders import carry_out
+
+NOTICE_SECONDS, ASK_SECONDS = 1.5, 1.0
+WAIT_SECONDS = 2.0  # for a key
+_SETTLE = 60.0
+
+
+class House:
+    """FreeSWITCH and callrec, started and stopped together. A context manager."""
+
+    def __init__(self, directory, stack, switch):
+        self.switch = switch
+        self.installation = Installation(
+            directory / "callrec", stack, event_socket=switch.address, password=switch.password,
+            changes={"bases.consent": {"wait_seconds": WAIT_SECONDS}},
+        )  # fmt: skip
+        self.prompts = directory / "callrec" / "prompts"
+        self.directory = directory
+        self._open = contextlib.ExitStack()
+        self._played = {}
+
+    def __enter__(self):
+        self.prompts.mkdir(parents=True)
+        self.switch.prompts = str(self.prompts)
+        for name, seconds in (("notice-a", NOTICE_SECONDS), ("notice-b", NOTICE_SECONDS), ("ask-b", ASK_SECONDS)):
+            ear.write(self.prompts / f"{name}.wav", ear.prompt(seconds))
+        with contextlib.ExitStack() as opened:
+            self.installation.prepare()
+            opened.callback(self.switch.stop)
+            self.switch.start(self.installation.listen)
+            opened.callback(self.installation.stop)
+            self.installation.start()
+            self.inspector = opened.enter_context(Inspector(self.installation))
+            at = conninfo_to_dict(self.installation.stack.postgres_url)
+            self.desk = opened.enter_context(
+                Database(self.installation.stack.postgres_url, str(at["user"]), str(at.get("password") or ""))
+            )
+            self._open = opened.pop_all()
+        return self
+
+    def __exit__(self, *_):
+        self._open.close()
+
+    def play(self, scenarios, **options):
+        """Place one call for each scenario, all at once. [(scenario, call, verdict)] when all have settled."""
+        placed = [(scenario, self.switch.place(scenario.script, **options)) for scenario in scenarios]
+        orders = [gevent.spawn(self._give_orders, scenario, call) for scenario, call in placed]
+        done = [(scenario, call, self.judge(scenario, call)) for scenario, call in placed]
+        gevent.joinall(orders, timeout=1)
+        return done
+
+    def played(self, via):
+        """The demo's scenarios, each placed once in this session: {name: (call, verdict)}."""
+        if via not in self._played:
+            self._played[via] = {scenario.name: rest for scenario, *rest in self.play(SCENARIOS, via=via)}
+        return self._played[via]
+
+    def judge(self, scenario, call):
+        facts = [str(fact[0]) for _, fact in call.result(90)]
+        self.settle(call)
+        return self.inspector.judge(scenario, call.uuid, facts)
+
+    def settle(self, call, seconds=_SETTLE):
+        """Wait until nothing more happens to the call's recording."""
+        deadline = time.monotonic() + seconds
+        while not self.inspector.settled(call.uuid):
+            assert time.monotonic() < deadline, f"{self.rows(call)} {self.installation.log_tail()}"
+            gevent.sleep(0.05)
+
+    def rows(self, call):
+        return self.inspector.rows(
+            "SELECT c.state, c.decision, c.ended_at, r.* FROM call c LEFT JOIN recording r USING (call_id)"
+            " WHERE c.channel = %s",
+            call.uuid,
+        )
+
+    def ledger(self, call):
+        """The kinds of the call's entries, in order."""
+        return [entry["kind"] for entry in self.entries(call)]
+
+    def entries(self, call):
+        return self.inspector.rows(
+            "SELECT l.* FROM ledger l JOIN call c USING (call_id) WHERE c.channel = %s ORDER BY entry_id", call.uuid
+        )
+
+    def sound(self, call):
+        """The bytes of the stored recording, opened as an operator opens it."""
+        [row] = self.rows(call)
+        with service.player(self.installation.config) as player:
+            return b"".join(player.open(Listening(row["recording_id"], "dsar", "test")))
+
+    def _give_orders(self, scenario, call):
+        for moment, order in scenario.orders:
+            bridged = call.until("bridged")
+            while call.age < bridged + moment:
+                gevent.sleep(0.005)
+            given = time.time()
+            with contextlib.suppress(CallrecError):  # the ledger lacks it then, and the verdict says so
+                carry_out(self.desk, call.uuid, order)
+                call.ordered[order] = (given - call.began, time.time() - call.began)
