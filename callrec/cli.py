@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TypeAlias
 from uuid import UUID
 
-from callrec import __version__, log, service, tables
+from callrec import __version__, log, rights_cli, service, storage_cli, tables
 from callrec.check import as_json, check, failed, render
 from callrec.config import Config, load
 from callrec.credentials import generate
@@ -70,6 +70,8 @@ def _parser() -> argparse.ArgumentParser:
     _setting_up(commands)
     _looking(commands)
     _calls(commands)
+    rights_cli.add_commands(commands, _command)
+    storage_cli.add_commands(commands, _command)
     return parser
 
 
@@ -91,7 +93,9 @@ def _roles(commands: Commands) -> None:
         commands, "listen", _listen, "conduct calls", "Needs FreeSWITCH, Postgres and Redis; has no S3 credentials."
     )
     ship = _command(commands, "ship", _ship, "store finished recordings", "Needs the spool, Postgres and S3.")
-    for parser in (run, listen, ship):
+    sweep = _command(commands, "sweep", _sweep, "erase, expire, seal", "Needs the spool, Postgres, Redis and S3.")
+    api = _command(commands, "api", _api, "take callbacks", "Needs Postgres; CALLREC_API_TOKENS says who may call.")
+    for parser in (run, listen, ship, sweep, api):
         parser.add_argument("--http", metavar="HOST:PORT", help="for /metrics, /healthz, /readyz; `none` for none")
         parser.add_argument("--log-level", default="INFO", choices=_LEVELS, help="the least that is logged (INFO)")
 
@@ -212,6 +216,18 @@ def _ship(args: argparse.Namespace) -> None:
     service.ship(config, _http(args, config))
 
 
+def _sweep(args: argparse.Namespace) -> None:
+    log.setup("sweep", args.log_level)
+    config = _load(args, "sweep")
+    service.sweep(config, _http(args, config))
+
+
+def _api(args: argparse.Namespace) -> None:
+    log.setup("api", args.log_level)
+    config = _load(args, "api")
+    service.api(config, _http(args, config))
+
+
 def _check(args: argparse.Namespace) -> int:
     findings = check(args.config)
     print(as_json(findings) if args.json else render(findings))
@@ -234,17 +250,17 @@ def _keys(_args: argparse.Namespace) -> None:
 
 
 def _list_calls(args: argparse.Namespace) -> None:
-    with service.database(_load(args, "api"), "api") as store:
+    with service.database(_load(args), "api") as store:
         tables.show(store.run("calls", {"limit": args.limit}), tables.CALLS, as_json=args.json)
 
 
 def _list_recordings(args: argparse.Namespace) -> None:
-    with service.database(_load(args, "api"), "api") as store:
+    with service.database(_load(args), "api") as store:
         tables.show(store.run("recordings", {"limit": args.limit}), tables.RECORDINGS, as_json=args.json)
 
 
 def _ledger(args: argparse.Namespace) -> None:
-    with service.database(_load(args, "api"), "api") as store:
+    with service.database(_load(args), "api") as store:
         call = store.one("call_of", {"id": args.call})
         if call is None:
             raise CallrecError("There is no such call", hint="`callrec calls` lists them")
@@ -252,7 +268,7 @@ def _ledger(args: argparse.Namespace) -> None:
 
 
 def _play(args: argparse.Namespace) -> None:
-    config = _load(args, "api")
+    config = _load(args)
     listening = Listening(args.recording, args.purpose, args.account or _own_account())
     # The place is tried first: a listening that is in the ledger should be one that took place.
     unfinished = args.output.with_name(f"{args.output.name}.{os.getpid()}.part")
@@ -272,5 +288,5 @@ def _play(args: argparse.Namespace) -> None:
 
 
 def _order(args: argparse.Namespace) -> None:
-    with service.database(_load(args, "api"), "api") as store:
+    with service.database(_load(args), "api") as store:
         print(carry_out(store, args.call, args.order))

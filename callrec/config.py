@@ -22,6 +22,8 @@ from callrec.lines import Purposes
 from callrec.lines import read as read_lawful
 from callrec.rights.calendar import WEEKEND, Calendar
 from callrec.strict_toml import Address, ConfigErrors, Fault, Faults, Table, nearest, quoted
+from callrec.terms import Terms
+from callrec.terms import read as read_terms
 
 # FreeSWITCH splits a path at spaces and gives other signs a meaning; callrec's own paths go to it.
 _PATH = r"/[A-Za-z0-9._/-]+"
@@ -136,10 +138,12 @@ class Config:
     redis: Redis
     storage: Storage
     public_key: bytes  # 32 bytes; recordings' keys are sealed to it
-    http: Address
+    http: Address  # for those who operate callrec
+    callbacks: Address  # for those who tell it things
     prompts: Path
     policy: Policy
     workdays: Workdays
+    terms: Terms
     purposes: Purposes
     bases: Mapping[str, Basis]
     notices: Mapping[str, Notice]
@@ -207,10 +211,12 @@ def _config(root: Table, path: Path, secrets: Secrets) -> Config:
         redis=_redis(root.table("redis")),
         storage=_storage(root.table("storage")),
         public_key=_public_key(root.table("encryption")),
-        http=root.table("http", required=False).address("address", "127.0.0.1:9470"),
+        http=(http := root.table("http", required=False)).address("address", "127.0.0.1:9470"),
+        callbacks=http.address("callbacks", "127.0.0.1:9471"),
         prompts=Path(prompts),
         policy=lawful.policy,
         workdays=_workdays(root.table("calendar", required=False), operator),
+        terms=read_terms(root.table("dispositions", required=False), root.table("holds", required=False)),
         purposes=lawful.purposes,
         bases=lawful.bases,
         notices=lawful.notices,

@@ -19,14 +19,18 @@ _REQUIRED = {
     "listen": ("CALLREC_EVENT_SOCKET_PASSWORD", "CALLREC_POSTGRES_PASSWORD_LISTEN", "CALLREC_LOOKUP_KEY"),
     "ship": ("CALLREC_POSTGRES_PASSWORD_SHIP", "CALLREC_S3_ACCESS_KEY_SHIP", "CALLREC_S3_SECRET_KEY_SHIP"),
     "sweep": ("CALLREC_POSTGRES_PASSWORD_SWEEP", "CALLREC_S3_ACCESS_KEY_SWEEP", "CALLREC_S3_SECRET_KEY_SWEEP"),
-    "api": (
-        "CALLREC_POSTGRES_PASSWORD_API", "CALLREC_S3_ACCESS_KEY_API", "CALLREC_S3_SECRET_KEY_API",
-        "CALLREC_PRIVATE_KEY",
-    ),
+    "api": ("CALLREC_POSTGRES_PASSWORD_API", "CALLREC_LOOKUP_KEY"),
     "owner": ("CALLREC_POSTGRES_PASSWORD_OWNER",),
     "admin": ("CALLREC_S3_ACCESS_KEY_ADMIN", "CALLREC_S3_SECRET_KEY_ADMIN"),  # owns the buckets; sets them up
 }  # fmt: skip
-_OPTIONAL = {"listen": ("CALLREC_REDIS_PASSWORD",), "api": ("CALLREC_REDIS_PASSWORD",)}
+_OPTIONAL = {
+    "listen": ("CALLREC_REDIS_PASSWORD",),
+    "sweep": ("CALLREC_REDIS_PASSWORD",),
+    # Without tokens nobody may call back; without the others nobody may listen.
+    "api": (
+        "CALLREC_API_TOKENS", "CALLREC_S3_ACCESS_KEY_API", "CALLREC_S3_SECRET_KEY_API", "CALLREC_PRIVATE_KEY",
+    ),
+}  # fmt: skip
 _KEYS = frozenset({"CALLREC_PRIVATE_KEY", "CALLREC_LOOKUP_KEY"})
 ROLES = tuple(role for role in _REQUIRED if role != "admin")  # those that have a user in Postgres
 
@@ -65,6 +69,10 @@ class Secrets:
         """Access key and secret key of `ship`, `sweep`, `api` or `admin`."""
         access = self._required(f"CALLREC_S3_ACCESS_KEY_{role.upper()}", role)
         return access, self._required(f"CALLREC_S3_SECRET_KEY_{role.upper()}", role)
+
+    def api_tokens(self) -> str:
+        """`account:token` pairs of those who may call back; empty where nobody may."""
+        return self._value("CALLREC_API_TOKENS")
 
     def private_key(self) -> bytes:
         """32 bytes: opens what was sealed to the configuration's public key."""

@@ -8,6 +8,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 
+import falcon
 import gevent
 
 from callrec import metrics
@@ -26,20 +27,27 @@ from callrec.recording.objects import S3Objects
 from callrec.recording.playback import Player
 from callrec.recording.spool import Spool
 from callrec.recording.upload import Shipper
+from callrec.rights.desk import Desk
+from callrec.rights.erasure import Eraser
+from callrec.rights.sweeper import Sweeper
 from callrec.sound import Sounds
 from callrec.store import live
 from callrec.store.db import Database
-from callrec.store.orders import OrderDesk
+from callrec.store.orders import OrderDesk, send
 from callrec.store.records import CallRecords
+from callrec.store.rights import RightsRecords
 from callrec.store.scribe import Scribe
 from callrec.store.shipping import ShipRecords
+from callrec.web import health
+from callrec.web.api import Callbacks
+from callrec.web.auth import Accounts
 
 log = Log(__name__)
 
 _DRAIN = 20.0  # seconds that calls in their interview have to end before they are released as they are
 _ROOM = 1.0  # seconds between looks at the spool
 
-ROLES = ("listen", "ship")
+ROLES = ("listen", "ship", "sweep", "api")
 
 
 def database(config: Config, role: str, *, size: int = 4) -> Database:
@@ -80,6 +88,18 @@ def player(config: Config) -> Iterator[Player]:
             )
         finally:
             bucket.close()
+
+
+def desk(config: Config, store: Database) -> Desk:
+    """Where withdrawals, kinds of call and holds arrive; `store` is logged in as `api`."""
+    return Desk(
+        RightsRecords(store, node=config.node),
+        config.calendar,
+        config.bases,
+        config.secrets.lookup_key(),
+        partial(send, store),
+        longest_hold=config.terms.longest_hold,
+    )
 
 
 def listen(config: Config, http: tuple[str, int] | None) -> None:
@@ -193,3 +213,36 @@ def _measure_spool(directory: Spool, records: ShipRecords) -> None:
             metrics.SPOOL_OLDEST.set(room.oldest_age)
             metrics.UPLOAD_LAG.set(records.lag())
         gevent.sleep(_ROOM)
+
+
+def sweep(config: Config, http: tuple[str, int] | None) -> None:
+    """Erase, expire, seal, escalate and mind deadlines until asked to end."""
+    store = database(config, "sweep")
+    directory = spool(config)
+    directory.prepare()
+    bucket = objects(config, "sweep")
+    redis = live.connect(config.redis.url, config.secrets.redis_password())
+    view = live.LiveState(redis, live_ttl=config.redis.live_ttl_seconds, ended_ttl=config.redis.ended_ttl_seconds)
+    records = RightsRecords(store, node=config.node)
+    eraser = Eraser(records, bucket, directory, view)
+    sweeper = Sweeper(records, eraser, bucket, config.bases, config.terms.patience)
+    needs = {"postgres": store.alive, "storage": lambda: bucket.check().object_lock, "redis": view.alive}
+    role = Role("sweep", needs)
+    store.open()
+    role.start(http)
+    sweeper.run(role.stopping)
+    store.close()
+
+
+def api(config: Config, http: tuple[str, int] | None) -> None:
+    """Take callbacks until asked to end."""
+    store = database(config, "api", size=8)
+    role = Role("api", {"postgres": store.alive})
+    store.open()
+    pages = falcon.App()
+    Callbacks(desk(config, store), Accounts(config.secrets.api_tokens()), config.operator.country).add_to(pages)
+    server = health.serve(config.callbacks, pages)
+    role.start(http)
+    role.wait()
+    server.stop(timeout=5)
+    store.close()

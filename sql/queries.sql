@@ -167,7 +167,11 @@ SELECT c.call_id, c.channel, c.node, r.recording_id
 
 -- name: sealed_recording
 SELECT r.recording_id, r.call_id, r.basis, r.purposes, r.state, r.bucket, r.object_key, r.version_id,
-       r.plaintext_sha256, k.sealed
+       r.plaintext_sha256, k.sealed,
+       EXISTS (SELECT FROM erasure e WHERE e.recording_id = r.recording_id)
+           OR EXISTS (SELECT FROM revocation_recording v
+                       WHERE v.recording_id = r.recording_id AND v.fate <> 'not_touched') AS withdrawn,
+       EXISTS (SELECT FROM hold h WHERE h.recording_id = r.recording_id AND h.released_at IS NULL) AS held
   FROM recording r LEFT JOIN recording_key k USING (recording_id)
  WHERE r.recording_id = %(recording_id)s;
 

@@ -20,6 +20,7 @@ import urllib.request
 import wave
 from array import array
 from pathlib import Path
+from unittest import mock
 
 import gevent
 import pytest
@@ -330,6 +331,7 @@ def running_node(stack, prompts, **options):
     directory = stack_directory()
     with contextlib.ExitStack() as ends:
         ends.callback(shutil.rmtree, directory, ignore_errors=True)
+        ends.enter_context(mock.patch.dict(os.environ, TMPDIR=str(directory)))  # of a supervisor that is killed, too
         node = Node(directory, stack, prompts, **options)
         ends.callback(node.stop)
         node.start()

@@ -21,29 +21,22 @@ from pathlib import Path
 from typing import Any
 
 import psycopg
-from minio import Minio
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict
 
-from callrec.call.policy import LockMode
 from callrec.config import Config, load
 from callrec.demo.process import free_port, running
 from callrec.demo.stack import Stack
 from callrec.errors import CallrecError
 from callrec.process import die_with_parent
 from callrec.prompts import synthesise
-from callrec.recording import envelope
-from callrec.recording.objects import DefaultRetention, S3Objects
+from callrec.recording import bucket, envelope
+from callrec.recording.objects import S3Objects
 from callrec.store.db import migrate, sql_directory
 
 _ROLES = ("listen", "ship", "sweep", "api")
 _READY = 30.0  # seconds for all roles to have what they need
 _STOP = 40.0
-
-# What each S3 user may do in the bucket: `ship` can't delete and can't bypass a lock, `api` can only read.
-_PUT = ["s3:PutObject", "s3:PutObjectRetention", "s3:GetObject", "s3:GetObjectVersion", "s3:GetObjectRetention"]
-_READ = ["s3:GetObject", "s3:GetObjectVersion", "s3:GetObjectRetention"]
-_LOOK = ["s3:ListBucket", "s3:ListBucketVersions", "s3:GetBucketVersioning", "s3:GetBucketObjectLockConfiguration"]
 
 
 def example() -> Path:
@@ -92,6 +85,7 @@ class Installation:
         self.config_path = self.root / "callrec.toml"
         self.listen = ("127.0.0.1", free_port())
         self.http = ("127.0.0.1", free_port())
+        self.callbacks = ("127.0.0.1", free_port())
         self.bucket = f"callrec-{secrets.token_hex(4)}"
         self.private_key, self.public_key = envelope.generate_keypair()
         self.secrets: dict[str, str] = {"CALLREC_EVENT_SOCKET_PASSWORD": password}
@@ -123,12 +117,12 @@ class Installation:
             self._make_bucket()
 
     def start(self, *, wait_for_event_socket: bool = True) -> None:
-        """`callrec run`, or the one role; returns when every role has what it needs. CallrecError with the end of its log if not.
+        """Start it; returns when every role has what it needs. CallrecError with the end of its log if not.
 
         A FreeSWITCH that is started later need not be waited for.
         """
         with self._log_path.open("ab") as log:
-            self._process = subprocess.Popen(  # our own program
+            self._process = subprocess.Popen(  # noqa: S603 # our own program
                 [sys.executable, "-m", "callrec", self._role],
                 env=self.env,
                 stdout=log,
@@ -213,6 +207,7 @@ class Installation:
 
     def _make_secrets(self) -> None:
         self.secrets |= {
+            "CALLREC_API_TOKENS": f"desktop:{secrets.token_urlsafe(32)}",
             "CALLREC_LOOKUP_KEY": base64.b64encode(secrets.token_bytes(32)).decode(),
             "CALLREC_PRIVATE_KEY": envelope.encode_key(self.private_key),
             "CALLREC_POSTGRES_PASSWORD_OWNER": str(conninfo_to_dict(self.stack.postgres_url).get("password") or "none"),
@@ -239,7 +234,10 @@ class Installation:
                 "allowed_regions": [self.stack.s3.region], "bucket": self.bucket,
             },
             "encryption": {"public_key": envelope.encode_key(self.public_key)},
-            "http": {"address": f"{self.http[0]}:{self.http[1]}"},
+            "http": {
+                "address": f"{self.http[0]}:{self.http[1]}",
+                "callbacks": f"{self.callbacks[0]}:{self.callbacks[1]}",
+            },
             "prompts": {"directory": str(self._prompts)},
         }  # fmt: skip
         for table, keys in self._changes.items():
@@ -258,23 +256,12 @@ class Installation:
                 connection.execute(login)
 
     def _make_bucket(self) -> None:
-        bucket = self.objects()
-        # The moment between the end of a multipart upload and the lock of its version is covered by the default.
-        bucket.create_bucket(DefaultRetention(LockMode.GOVERNANCE, 1))
-        bucket.close()
-        statements = [
-            self._allow(("ship",), _PUT, "/*"),
-            self._allow(("api",), _READ, "/*"),
-            self._allow(("ship", "api"), _LOOK, ""),
-        ]
-        s3 = self.stack.s3
-        client = Minio(
-            endpoint=s3.host, access_key=s3.access_key, secret_key=s3.secret_key, secure=s3.secure, region=s3.region
+        """As `callrec storage init` does it."""
+        principals = {role: f"arn:aws:iam:::user/{self.bucket}-{role}" for role in ("ship", "sweep", "api")}
+        objects = self.objects()
+        _, differing = bucket.set_up(
+            objects, bucket.recordings(self.bucket, self.config.bases.values(), principals, https=self.stack.s3.secure)
         )
-        policy = json.dumps({"Version": "2012-10-17", "Statement": statements})
-        client.set_bucket_policy(bucket_name=self.bucket, policy=policy)
-
-    def _allow(self, roles: tuple[str, ...], actions: list[str], where: str) -> dict[str, Any]:
-        users = [f"arn:aws:iam:::user/{self.bucket}-{role}" for role in roles]
-        resource = f"arn:aws:s3:::{self.bucket}{where}"
-        return {"Effect": "Allow", "Principal": {"AWS": users}, "Action": actions, "Resource": [resource]}
+        objects.close()
+        if differing:
+            raise CallrecError("The bucket is not as planned", detail=", ".join(each.what for each in differing))

@@ -61,6 +61,12 @@ class Player:
                 detail=f"Its basis is {row['basis']}",
                 hint=f"Purposes that it may serve: {allowed}",
             )
+        if row["withdrawn"] or (row["held"] and listening.purpose not in self._rights):
+            self._note("access_denied", listening, row)
+            raise AccessDeniedError(
+                "This recording may not be heard",
+                detail="It is being erased, or its consent was withdrawn" if row["withdrawn"] else "It is held (E11)",
+            )
         if row["state"] != "stored":
             raise CallrecError("This recording can't be heard", detail=f"It is {row['state']}")
         if row["sealed"] is None:

@@ -1,4 +1,4 @@
-"""Postgres: a pool with deadlines, the named statements of sql/queries.sql, and the migrations of sql/.
+"""Postgres: a pool with deadlines, the named statements of sql/, and the migrations.
 
 Foreign exceptions stop here: whatever psycopg raises leaves as StoreError, counted in a metric. Statements run in
 autocommit, one statement one transaction, so that what has to be atomic is written as one statement.
@@ -31,6 +31,9 @@ _MIGRATION_LOCK = 0x63616C6C726563  # "callrec": one migration at a time, whoeve
 _FILES = "[0-9][0-9][0-9][0-9]_*.sql"
 
 
+_STATEMENTS = ("queries.sql", "rights.sql")
+
+
 def sql_directory() -> Path:
     """Where sql/ is: beside the package in a checkout, inside it when installed."""
     installed = Path(__file__).parent.parent / "_sql"
@@ -48,7 +51,7 @@ class Database:
 
     def __init__(self, url: str, user: str, password: str, *, size: int = 4, timeout: float = 5.0) -> None:
         self.timeout = timeout
-        self.queries = load_queries(sql_directory() / "queries.sql")
+        self.queries = {k: v for name in _STATEMENTS for k, v in load_queries(sql_directory() / name).items()}
         self.conninfo = conninfo(url, user, password)
         self._pool: ConnectionPool[psycopg.Connection[Row]] = ConnectionPool(
             self.conninfo,

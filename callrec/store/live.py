@@ -89,6 +89,14 @@ class LiveState:
         except redis.RedisError as error:
             raise StoreError("Redis did not answer", detail=type(error).__name__) from None
 
+    def forget(self, channel: str) -> None:
+        """Remove a call's state. StoreError when Redis does not answer."""
+        self._waiting.pop(channel, None)
+        try:
+            self._client.delete(KEY.format(channel=channel))
+        except redis.RedisError as error:
+            raise StoreError("Redis did not answer", detail=type(error).__name__) from None
+
     def alive(self) -> bool:
         try:
             return bool(self._client.ping())

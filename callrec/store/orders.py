@@ -29,6 +29,11 @@ _OUTCOMES = {
 }
 
 
+def send(database: Database, channel: str, order: str) -> None:
+    """Have `order` carried out on the call on FreeSWITCH's `channel`, if it is still recorded, by whoever has it."""
+    database.run("order", {"payload": json.dumps({"channel": channel, "order": order})})
+
+
 def carry_out(database: Database, call: str, order: str, timeout: float = 5.0) -> str:
     """Have an order carried out by whichever node has the call; give the ledger entry that says what came of it.
 
@@ -39,7 +44,7 @@ def carry_out(database: Database, call: str, order: str, timeout: float = 5.0) -
     if known is None:
         raise StoreError("There is no such call", hint="`callrec calls` lists them")
     before = {entry for entry, _ in _outcomes(database, known, order)}
-    database.run("order", {"payload": json.dumps({"channel": known["channel"], "order": order})})
+    send(database, known["channel"], order)
     with gevent.Timeout(timeout, False):  # type: ignore[arg-type] # False: end the block quietly (gevent's manual)
         while True:
             for entry, kind in _outcomes(database, known, order):

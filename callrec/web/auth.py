@@ -29,7 +29,7 @@ class Accounts:
             if not colon or not _ACCOUNT.fullmatch(account) or len(token) < _SHORTEST:
                 raise ConfigError(
                     "CALLREC_API_TOKENS can't be used",
-                    detail=f"each is account:token: an account in small letters, a token of {_SHORTEST} characters at least",
+                    detail=f"each is account:token: small letters, then {_SHORTEST} characters at least",
                     hint="Make a token with: python3 -c 'import secrets; print(secrets.token_urlsafe(32))'",
                 )
             self._digests[account] = _digest(token)

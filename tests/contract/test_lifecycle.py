@@ -3,6 +3,7 @@
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 from dateutil.relativedelta import relativedelta
@@ -28,15 +29,19 @@ ZONES = st.sampled_from(["Europe/Ljubljana", "UTC", "Pacific/Apia", "America/New
 STARTS = st.datetimes(datetime(2000, 1, 1), datetime(2090, 1, 1), timezones=st.just(UTC))  # noqa: DTZ001 # bounds are naive
 
 
+def connect(at):
+    return S3Objects(
+        endpoint=at.endpoint,
+        region=at.region,
+        bucket=f"test-{uuid4().hex[:16]}",
+        access_key=at.access_key,
+        secret_key=at.secret_key,
+    )
+
+
 @pytest.fixture
 def objects(s3):
-    objects = S3Objects(
-        endpoint=s3.endpoint,
-        region=s3.region,
-        bucket=s3.bucket_name(),
-        access_key=s3.access_key,
-        secret_key=s3.secret_key,
-    )
+    objects = connect(s3)
     objects.create_bucket(None)
     yield objects
     objects.close()
@@ -164,8 +169,14 @@ def test_no_bucket_is_an_error_not_an_empty_net(s3, objects):
 
 
 @pytest.mark.slow
-def test_the_net_takes_what_is_free_and_leaves_what_is_locked_or_held(objects):
-    """A day of this server's lifecycle is ten seconds; the rules are the real ones with a day in place of 106."""
+@pytest.mark.timeout(240)
+def test_the_net_takes_what_is_free_and_leaves_what_is_locked_or_held(own_stack):
+    """A day of this server's lifecycle is ten seconds; the rules are the real ones with a day in place of 106.
+
+    The server is this test's own: it takes the buckets one after the other, and the session's has many.
+    """
+    objects = connect(own_stack("s3", lifecycle_day_seconds=10).s3)
+    objects.create_bucket(None)
     quick = [
         replace(rule, expire_days=rule.expire_days and 1, noncurrent_days=rule.noncurrent_days and 1) for rule in WANTED
     ]
@@ -192,6 +203,7 @@ def test_the_net_takes_what_is_free_and_leaves_what_is_locked_or_held(objects):
     wait_until(lambda: objects.exchange.ask("GET", "consent/held").status == 404, 10, "the held one out of sight")
     for name in ("held", "governance", "compliance"):
         assert b"".join(objects.read(f"consent/{name}", versions[name])) == b"x"
+    objects.close()
 
 
 def test_kept_days_leave_time_to_mend_the_sweeper():

@@ -21,6 +21,7 @@ FLOORS = {
     "sound": 0,
     "strict_toml": 0,
     "tables": 0,
+    "terms": 0,
     "call.policy": 0,
     "call.commands": 0,
     "call.events": 0,
@@ -80,6 +81,7 @@ FLOORS = {
     "service": 3,
     "supervisor": 3,
     "cli": 4,
+    "rights_cli": 4,
     "storage_cli": 4,
     "__main__": 5,
 }

@@ -158,7 +158,15 @@ class Calls(RuleBasedStateMachine):
                 case State.STARTING:
                     self.tell(on.RecordStarted(AT))
 
-    @rule(digit=st.sampled_from("11122*5"), sequence=st.sampled_from([1, 12, 13, 14]))
+    @rule()
+    def goes_well(self):
+        self.goes_on(6, 12, None)
+
+    @rule(digit=st.sampled_from("12"), sequence=st.sampled_from([1, 12]))
+    def early_answer(self, digit, sequence):
+        self.tell(on.Key(digit, sequence))
+
+    @rule(digit=st.sampled_from("12*5"), sequence=st.sampled_from([12, 13, 14]))
     def key(self, digit, sequence):
         self.tell(on.Key(digit, sequence))
 

@@ -1,0 +1,205 @@
+"""The commands about rights: withdrawals, kinds of call, holds, erasures."""
+
+import argparse
+import getpass
+import hashlib
+import sys
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TypeAlias
+from uuid import UUID
+
+from callrec import service, tables
+from callrec.call.policy import e164
+from callrec.config import Config, load
+from callrec.errors import CallrecError
+from callrec.rights.desk import Desk, Intake
+from callrec.rights.disposition import Disposition, Said
+from callrec.rights.holds import Cause, HoldReason
+from callrec.rights.revocation import Channel, GivenBy, Identification, Person, Proof
+from callrec.store.db import Database
+from callrec.store.rights import RightsRecords
+
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+Command: TypeAlias = Callable[..., argparse.ArgumentParser]
+
+
+def add_commands(commands: Commands, command: Command) -> None:
+    """Add the commands. `command(commands, name, run, text, more)` makes one of them."""
+    _revocations(commands, command)
+    _holds(commands, command)
+    _erasures(commands, command)
+
+
+def _revocations(commands: Commands, command: Command) -> None:
+    more = "All of the caller's consent recordings are erased, or the one named; never those kept by law."
+    revoke = command(commands, "revoke", _revoke, "take a withdrawal of consent in", more)
+    what = revoke.add_mutually_exclusive_group(required=True)
+    what.add_argument("--number", help="the caller's number")
+    what.add_argument("--call", type=UUID, help="the call's id")
+    what.add_argument("--recording", type=UUID, help="this one recording alone")
+    what.add_argument("--code", help="the reference code of a caller whose number was withheld")
+    revoke.add_argument("--channel", required=True, choices=list(Channel), help="how it arrived")
+    revoke.add_argument("--received-at", type=_time, help="when it arrived at the operator (now)")
+    revoke.add_argument("--proof", action="append", default=[], choices=list(Proof), help="what shows who asks")
+    revoke.add_argument("--given-by", default="self", choices=list(GivenBy), help="who asks (self)")
+    revoke.add_argument("--on-behalf-of", default="", help="a reference for the child, where a parent or guardian asks")
+    revoke.add_argument("--evidence", type=Path, help="the letter or e-mail: its SHA-256 is kept, nothing else")
+    identify = command(commands, "identify", _identify, "say how far the person of a withdrawal is known")
+    identify.add_argument("revocation", type=UUID)
+    identify.add_argument("identification", choices=list(Identification))
+    dispose = command(commands, "dispose", _dispose, "say what kind of call it was")
+    dispose.add_argument("recording", type=UUID)
+    dispose.add_argument("disposition", choices=list(Disposition))
+    dispose.add_argument("--minor", action="store_true", help="the caller is under age")
+    dispose.add_argument("--guardian-consent", default="", help="reference of the guardian's written consent")
+
+
+def _holds(commands: Commands, command: Command) -> None:
+    hold = command(commands, "hold", _hold, "keep a recording from erasure and listening, for a case")
+    hold.add_argument("recording", type=UUID)
+    hold.add_argument("--reason", required=True, choices=list(HoldReason))
+    hold.add_argument("--case", required=True, help="the file's reference; no name, no number")
+    hold.add_argument("--owner", default=None, help="who answers for it: an account's id (you)")
+    hold.add_argument("--review-at", required=True, type=_time, help="when it is looked at again")
+    release = command(commands, "release", _release, "end a hold; what was due goes on")
+    release.add_argument("hold", type=UUID)
+    release.add_argument("--why", required=True)
+    release.add_argument("--person-told-at", type=_time, help="when the person who asked for the restriction was told")
+    listed = command(commands, "holds", _list_holds, "list the holds that stand, those to be reviewed soonest first")
+    listed.add_argument("--json", action="store_true", help="one JSON object a line")
+
+
+def _erasures(commands: Commands, command: Command) -> None:
+    more = "One recording, or all that the conditions cover (an authority's order): say their number with --confirm."
+    erase = command(commands, "erase", _erase, "have recordings erased before their date", more)
+    erase.add_argument("recording", type=UUID, nargs="?")
+    erase.add_argument("--line")
+    erase.add_argument("--basis")
+    erase.add_argument("--disposition", choices=[*Disposition, "none"])
+    erase.add_argument("--since", type=_time, help="that began at or after")
+    erase.add_argument("--until", type=_time, help="that began before")
+    erase.add_argument("--cause", default="no_longer_needed", choices=["no_longer_needed", "order"])
+    erase.add_argument("--confirm", type=int, metavar="COUNT", help="without it nothing is done but counting")
+    listed = command(commands, "erasures", _list_erasures, "list erasures: due, waiting, done")
+    listed.add_argument("-n", "--limit", type=int, default=50, help="how many, the latest first (50)")
+    listed.add_argument("--json", action="store_true", help="one JSON object a line")
+    command(
+        commands, "replay-erasures", _replay, "after a database was restored: erase again the keys that came back",
+        "Run it before anything else is started.",
+    )  # fmt: skip
+
+
+def _time(text: str) -> datetime:
+    try:
+        found = datetime.fromisoformat(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no time such as 2026-12-24T10:00:00+01:00") from None
+    return found if found.tzinfo else found.astimezone()
+
+
+def _desk(args: argparse.Namespace) -> tuple[Config, Database, Desk]:
+    config = load(args.config)
+    store = service.database(config, "api")
+    return config, store, service.desk(config, store)
+
+
+def _revoke(args: argparse.Namespace) -> None:
+    config, store, desk = _desk(args)
+    number = e164(args.number, config.operator.country) if args.number else ""
+    if args.number and not number:
+        raise CallrecError("That is no telephone number", hint="Give it as +386…, or as it is dialled in the country")
+    evidence = None
+    if args.evidence:
+        try:
+            evidence = hashlib.sha256(args.evidence.read_bytes()).digest()
+        except OSError as error:
+            raise CallrecError(f"{args.evidence} can't be read", detail=error.strerror or "") from None
+    intake = Intake(
+        channel=Channel(args.channel), received_at=args.received_at or datetime.now(UTC), number=number or "",
+        call_id=args.call, recording_id=args.recording, code=args.code or "",
+        proofs=[Proof(proof) for proof in args.proof], by=Person(GivenBy(args.given_by), args.on_behalf_of),
+        evidence_sha256=evidence,
+    )  # fmt: skip
+    with store:
+        answer = desk.revoke(intake)
+    local = answer.deadline.astimezone(config.operator.zone)
+    print(f"revocation {answer.revocation_id}")
+    print(f"identification {answer.identification.value}; to be carried out by {local:%A, %d %B %Y %H:%M:%S}")
+    for decision in answer.decisions:
+        print(f"{decision.recording_id}  {decision.fate.value:<12} {decision.why.says}")
+    print(f"{len(answer.decisions)} recordings")
+
+
+def _identify(args: argparse.Namespace) -> None:
+    _, store, desk = _desk(args)
+    with store:
+        for decision in desk.identify(args.revocation, Identification(args.identification)):
+            print(f"{decision.recording_id}  {decision.fate.value:<12} {decision.why.says}")
+
+
+def _dispose(args: argparse.Namespace) -> None:
+    _, store, desk = _desk(args)
+    said = Said(Disposition(args.disposition), args.minor, args.guardian_consent)
+    with store:
+        outcome = desk.dispose(args.recording, said, getpass.getuser())
+    print(type(outcome).__name__.lower())
+
+
+def _hold(args: argparse.Namespace) -> None:
+    _, store, desk = _desk(args)
+    owner = args.owner or getpass.getuser()
+    with store:
+        hold = desk.hold(args.recording, HoldReason(args.reason), case=args.case, owner=owner, review_at=args.review_at)
+    print(f"hold {hold.id}, to be reviewed by {hold.review_at.isoformat()}")
+
+
+def _release(args: argparse.Namespace) -> None:
+    _, store, desk = _desk(args)
+    with store:
+        print(f"released; recording {desk.release(args.hold, args.why, args.person_told_at)}")
+
+
+def _list_holds(args: argparse.Namespace) -> None:
+    with service.database(load(args.config), "api") as store:
+        tables.show(store.run("standing_holds", {"limit": 10_000}), tables.HOLDS, as_json=args.json)
+
+
+def _erase(args: argparse.Namespace) -> int:
+    config, store, desk = _desk(args)
+    conditions = [args.line, args.basis, args.disposition, args.since, args.until]
+    if bool(args.recording) == any(condition is not None for condition in conditions):
+        raise CallrecError("It is not clear what to erase", hint="Give one recording, or conditions")
+    cause, account = Cause(args.cause), getpass.getuser()
+    with store:
+        records = RightsRecords(store, node=config.node)
+        found = [args.recording] if args.recording else records.bulk(
+            line=args.line, basis=args.basis, disposition=args.disposition, since=args.since, until=args.until
+        )  # fmt: skip
+        if args.recording is None and args.confirm != len(found):
+            print(f"{len(found)} recordings; nothing was done. To erase them: --confirm {len(found)}")
+            return 0 if args.confirm is None else 1
+        due = refused = 0
+        for at, recording in enumerate(found, 1):
+            try:
+                due += desk.erase(recording, cause, account)
+            except CallrecError as error:
+                refused += 1
+                print(f"{recording}: {error}", file=sys.stderr)
+            if at % 1000 == 0:
+                print(f"{at} of {len(found)}", file=sys.stderr)
+    print(f"{due} due for erasure, {len(found) - due - refused} were already, {refused} refused")
+    return int(bool(refused))
+
+
+def _list_erasures(args: argparse.Namespace) -> None:
+    with service.database(load(args.config), "sweep") as store:
+        tables.show(store.run("erasures", {"limit": args.limit}), tables.ERASURES, as_json=args.json)
+
+
+def _replay(args: argparse.Namespace) -> None:
+    config = load(args.config)
+    with service.database(config, "sweep") as store:
+        again = RightsRecords(store, node=config.node).replay_erasures()
+    print(f"{len(again)} keys had come back and are erased again")
