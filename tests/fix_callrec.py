@@ -137,6 +137,9 @@ class Node:
         self.inspector = Inspector(self.installation)
 
     def ready(self, seconds=30.0):
+        """Every role runs and has what it needs; one that was killed a moment ago has been started again."""
+        for role in ("listen", "ship"):
+            self.pid(role)  # /readyz may not know yet that its process is gone
         wait_until(lambda: not self.installation.missing(), seconds, "every role ready")
 
     # Calls
