@@ -86,3 +86,7 @@ class RightsError(CallrecError):
 
 class ConflictError(RightsError):
     """What was asked for contradicts what stands."""
+
+
+class UnknownError(RightsError):
+    """What was named is not there."""

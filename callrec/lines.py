@@ -15,6 +15,7 @@ from pathlib import Path
 from callrec.call import spoken
 from callrec.call.policy import (
     PROBE_PREFIX,
+    ERASED_PREFIX,
     SEGMENTS_PREFIX,
     Basis,
     BasisKind,
@@ -71,7 +72,7 @@ def read(root: Table, *, country: str, language: str, directory: str) -> Lawful:
         if basis.prefix and prefixes.setdefault(basis.prefix, basis.id) != basis.id:
             why = f"[bases.{prefixes[basis.prefix]}] has it already, and a prefix tells the bases apart"
             root.fault(f"bases.{basis.id}.prefix", f"is {quoted(basis.prefix)}", why, "Choose another")
-        if basis.prefix in {PROBE_PREFIX, SEGMENTS_PREFIX}:
+        if basis.prefix in {PROBE_PREFIX, SEGMENTS_PREFIX, ERASED_PREFIX}:
             why = "callrec keeps something else below it, which goes by other rules"
             root.fault(f"bases.{basis.id}.prefix", f"is {quoted(basis.prefix)}", why, "Choose another")
     lines: dict[str, Line] = {}

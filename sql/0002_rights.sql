@@ -7,10 +7,12 @@ ALTER TABLE recording ADD CONSTRAINT recording_state_check CHECK (
 ALTER TABLE recording ADD COLUMN reference bytea;   -- keyed hash of the code given to a caller without a number (D11)
 CREATE INDEX recording_reference ON recording (reference) WHERE reference IS NOT NULL;
 CREATE INDEX recording_expiry ON recording (retain_until) WHERE state = 'stored';
+CREATE INDEX recording_discarded ON recording (recording_id) WHERE state = 'discarded' AND attempts > 0;
 
 -- A withdrawal of consent, or an attempt at one, as it was received. The last received wins (D5): `receipt` orders them.
 CREATE TABLE revocation (
     revocation_id   uuid PRIMARY KEY,
+    request         bytea NOT NULL UNIQUE,      -- keyed hash of all that was said: a request sent twice is taken once
     receipt         bigint GENERATED ALWAYS AS IDENTITY UNIQUE,
     received_at     timestamptz NOT NULL,
     noted_at        timestamptz NOT NULL DEFAULT clock_timestamp(),
@@ -96,14 +98,27 @@ CREATE TABLE erasure (
 );
 CREATE INDEX erasure_work ON erasure (due_at) WHERE state <> 'erased';
 
-REVOKE ALL ON revocation, revocation_recording, disposition, escalation, hold, erasure FROM PUBLIC;
+-- Whether the object store keeps its word: the latest probe of each bucket. `listen` asks before it records.
+CREATE TABLE storage_probe (
+    bucket text PRIMARY KEY,
+    at     timestamptz NOT NULL,
+    node   text NOT NULL,
+    passed boolean NOT NULL,
+    failed text[] NOT NULL
+);
+
+REVOKE ALL ON revocation, revocation_recording, disposition, escalation, hold, erasure, storage_probe FROM PUBLIC;
 
 GRANT SELECT, INSERT, UPDATE ON revocation, revocation_recording, disposition, escalation, hold, erasure TO callrec_sweep;
 GRANT SELECT, INSERT ON revocation, revocation_recording, disposition, hold, erasure TO callrec_api;
 GRANT UPDATE (identification) ON revocation TO callrec_api;
 GRANT UPDATE (fate, why) ON revocation_recording TO callrec_api;
 GRANT UPDATE (review_at, reviews, released_at, release_reason) ON hold TO callrec_api;
+GRANT UPDATE (due_at) ON erasure TO callrec_api;    -- a released hold wakes what it held up
 GRANT SELECT (call_id, lookup) ON caller TO callrec_api;
+GRANT SELECT, INSERT, UPDATE ON storage_probe TO callrec_sweep;
+GRANT SELECT ON storage_probe TO callrec_listen;
+GRANT INSERT (reference) ON recording TO callrec_listen;
 
 GRANT SELECT, DELETE ON recording_key TO callrec_sweep;
 GRANT SELECT, DELETE ON caller TO callrec_sweep;

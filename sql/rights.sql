@@ -11,12 +11,15 @@ SELECT r.recording_id, r.call_id, r.channel, r.node, r.line, r.basis, r.state, r
  ORDER BY r.authorised_at;
 
 -- name: revoke
--- A revocation and what it does to each recording, in one statement; erasures are due at once.
+-- A revocation and what it does to each recording, in one statement; erasures are due at once. The same request again
+-- does nothing.
 WITH received AS (
-    INSERT INTO revocation (revocation_id, received_at, channel, identification, given_by, on_behalf_of, scope,
+    INSERT INTO revocation (revocation_id, request, received_at, channel, identification, given_by, on_behalf_of, scope,
                             recording_id, evidence_sha256, deadline, deadline_inputs, alarm_at)
-    VALUES (%(revocation_id)s, %(received_at)s, %(channel)s, %(identification)s, %(given_by)s, %(on_behalf_of)s,
-            %(scope)s, %(recording_id)s, %(evidence_sha256)s, %(deadline)s, %(deadline_inputs)s::jsonb, %(alarm_at)s)
+    VALUES (%(revocation_id)s, %(request)s, %(received_at)s, %(channel)s, %(identification)s, %(given_by)s,
+            %(on_behalf_of)s, %(scope)s, %(recording_id)s, %(evidence_sha256)s, %(deadline)s,
+            %(deadline_inputs)s::jsonb, %(alarm_at)s)
+    ON CONFLICT (request) DO NOTHING
     RETURNING revocation_id
 ), decided AS (
     INSERT INTO revocation_recording (revocation_id, recording_id, fate, why)
@@ -35,6 +38,9 @@ INSERT INTO ledger (call_id, recording_id, kind, body, node, at)
 SELECT r.call_id, d.recording_id, 'revocation_decided',
        jsonb_build_object('revocation', %(revocation_id)s::uuid, 'fate', d.fate, 'why', d.why), %(node)s, now()
   FROM decided d JOIN recording r USING (recording_id);
+
+-- name: revocation_by_request
+SELECT * FROM revocation WHERE request = %(request)s;
 
 -- name: revocation_of
 SELECT * FROM revocation WHERE revocation_id = %(revocation_id)s;
@@ -76,12 +82,13 @@ SELECT r.recording_id, r.call_id, r.channel, r.node, r.line, r.basis, r.state, r
 -- name: dispose
 WITH said AS (
     INSERT INTO disposition (recording_id, disposition, said, guardian_consent, account, seals)
-    VALUES (%(recording_id)s, %(disposition)s, %(said)s, %(guardian_consent)s, %(account)s, %(seals)s)
+    SELECT %(recording_id)s::uuid, %(disposition)s, %(said)s, %(guardian_consent)s, %(account)s, %(seals)s
+     WHERE NOT EXISTS (SELECT FROM erasure WHERE recording_id = %(recording_id)s)
     ON CONFLICT DO NOTHING
     RETURNING recording_id
 ), due AS (
     INSERT INTO erasure (recording_id, cause)
-    SELECT recording_id, %(cause)s FROM said WHERE NOT %(seals)s
+    SELECT recording_id, %(cause)s FROM said WHERE NOT %(seals)s::boolean
     ON CONFLICT (recording_id) DO NOTHING
 )
 INSERT INTO ledger (call_id, recording_id, kind, body, node, at)
@@ -94,6 +101,7 @@ UPDATE disposition SET attempts = attempts + 1, due_at = now() + interval '60 se
  WHERE recording_id = (
            SELECT d.recording_id FROM disposition d JOIN recording r USING (recording_id)
             WHERE d.seals AND d.sealed_at IS NULL AND d.due_at <= now() AND r.state = 'stored'
+              AND NOT EXISTS (SELECT FROM erasure e WHERE e.recording_id = d.recording_id)
             ORDER BY d.due_at LIMIT 1 FOR UPDATE OF d SKIP LOCKED
        )
 RETURNING recording_id, attempts;
@@ -138,14 +146,18 @@ SELECT r.call_id, r.recording_id, 'disposition_missing', jsonb_build_object('out
   FROM told JOIN recording r USING (recording_id);
 
 -- name: place_hold
+-- No row: the key went in this moment, and nothing can be held.
 WITH placed AS (
     INSERT INTO hold (hold_id, recording_id, reason, case_reference, owner, placed_at, review_at)
-    VALUES (%(hold_id)s, %(recording_id)s, %(reason)s, %(case)s, %(owner)s, %(placed_at)s, %(review_at)s)
+    SELECT %(hold_id)s::uuid, %(recording_id)s::uuid, %(reason)s, %(case)s, %(owner)s, %(placed_at)s::timestamptz,
+           %(review_at)s::timestamptz
+     WHERE NOT EXISTS (SELECT FROM erasure WHERE recording_id = %(recording_id)s AND 'key' = ANY (done))
     RETURNING recording_id
 )
 INSERT INTO ledger (call_id, recording_id, kind, body, node, at)
 SELECT r.call_id, r.recording_id, 'hold_placed', %(body)s::jsonb, %(node)s, %(placed_at)s
-  FROM placed JOIN recording r USING (recording_id);
+  FROM placed JOIN recording r USING (recording_id)
+RETURNING entry_id;
 
 -- name: review_hold
 WITH reviewed AS (
@@ -188,7 +200,7 @@ SELECT r.recording_id, r.object_key, r.version_id, bool_or(h.released_at IS NULL
  WHERE h.lifted_at IS NULL AND r.state = 'stored'
  GROUP BY r.recording_id
 HAVING bool_or(h.released_at IS NULL AND h.applied_at IS NULL) OR NOT bool_or(h.released_at IS NULL)
- LIMIT %(limit)s;
+ ORDER BY min(h.placed_at) LIMIT %(limit)s;
 
 -- name: hold_applied
 UPDATE hold SET applied_at = COALESCE(applied_at, now()) WHERE recording_id = %(recording_id)s AND released_at IS NULL;
@@ -199,25 +211,33 @@ UPDATE hold SET lifted_at = now() WHERE recording_id = %(recording_id)s AND rele
 -- name: expire
 -- What has reached its date: its erasure is due. A held one is not (E11). What was discarded while it was being stored
 -- may have left an object: that is followed, too.
-WITH due AS (
+WITH over AS (
+    SELECT recording_id, 'expiry' AS cause, retain_until AS since FROM recording
+     WHERE state = 'stored' AND retain_until <= %(now)s
+    UNION ALL
+    SELECT recording_id, CASE WHEN retain_until <= %(now)s THEN 'expiry' ELSE 'revocation' END, %(now)s FROM recording
+     WHERE state = 'discarded' AND attempts > 0
+), due AS (
     INSERT INTO erasure (recording_id, cause, deadline)
-    SELECT r.recording_id, CASE WHEN r.retain_until <= now() THEN 'expiry' ELSE 'revocation' END,
-           LEAST(r.retain_until, now()) + interval '24 hours'
-      FROM recording r
-     WHERE ((r.state = 'stored' AND r.retain_until <= now()) OR (r.state = 'discarded' AND r.attempts > 0))
-       AND NOT EXISTS (SELECT FROM hold h WHERE h.recording_id = r.recording_id AND h.released_at IS NULL)
-       AND NOT EXISTS (SELECT FROM erasure e WHERE e.recording_id = r.recording_id)
-     ORDER BY r.retain_until LIMIT %(limit)s
+    SELECT o.recording_id, o.cause, o.since + interval '24 hours' FROM over o
+     WHERE NOT EXISTS (SELECT FROM hold h WHERE h.recording_id = o.recording_id AND h.released_at IS NULL)
+       AND NOT EXISTS (SELECT FROM erasure e WHERE e.recording_id = o.recording_id)
+     ORDER BY o.since LIMIT %(limit)s
     ON CONFLICT DO NOTHING
-    RETURNING recording_id
+    RETURNING recording_id, cause
 )
 INSERT INTO ledger (call_id, recording_id, kind, body, node, at)
-SELECT r.call_id, r.recording_id, 'recording_expired', '{}', %(node)s, now() FROM due JOIN recording r USING (recording_id)
+SELECT r.call_id, r.recording_id, CASE d.cause WHEN 'expiry' THEN 'recording_expired' ELSE 'erasure_requested' END,
+       jsonb_build_object('cause', d.cause), %(node)s, now()
+  FROM due d JOIN recording r USING (recording_id)
 RETURNING recording_id;
 
 -- name: request_erasure
 WITH due AS (
-    INSERT INTO erasure (recording_id, cause) VALUES (%(recording_id)s, %(cause)s) ON CONFLICT DO NOTHING
+    INSERT INTO erasure (recording_id, cause)
+    SELECT %(recording_id)s::uuid, %(cause)s
+     WHERE NOT (%(unless_said)s AND EXISTS (SELECT FROM disposition WHERE recording_id = %(recording_id)s))
+    ON CONFLICT DO NOTHING
     RETURNING recording_id
 )
 INSERT INTO ledger (call_id, recording_id, kind, body, node, at)
@@ -236,17 +256,26 @@ UPDATE erasure e SET claimed_until = now() + %(lease)s * interval '1 second', at
        )
 RETURNING recording_id, cause, deadline, done, state, attempts;
 
+-- name: unclaim_erasures
+-- What a `sweep` of this node that died had claimed is free again: there is one `sweep` a node.
+UPDATE erasure SET claimed_until = NULL
+ WHERE state <> 'erased' AND claimed_until IS NOT NULL
+   AND recording_id IN (SELECT recording_id FROM recording WHERE node = %(node)s);
+
 -- name: erase_key
--- The point of no return: the key row and that it is gone, in one statement.
-WITH gone AS (
-    DELETE FROM recording_key WHERE recording_id = %(recording_id)s
-), step AS (
-    UPDATE erasure SET done = %(done)s WHERE recording_id = %(recording_id)s AND NOT ('key' = ANY (done))
+-- The point of no return: the key row and that it is gone, in one statement. No row: a hold was placed in this moment.
+WITH step AS (
+    UPDATE erasure e SET done = %(done)s
+     WHERE recording_id = %(recording_id)s AND NOT ('key' = ANY (done))
+       AND NOT EXISTS (SELECT FROM hold h WHERE h.recording_id = e.recording_id AND h.released_at IS NULL)
     RETURNING recording_id, cause
+), gone AS (
+    DELETE FROM recording_key WHERE recording_id IN (SELECT recording_id FROM step)
 )
 INSERT INTO ledger (call_id, recording_id, kind, body, node, at)
 SELECT r.call_id, r.recording_id, 'key_erased', jsonb_build_object('cause', s.cause), %(node)s, now()
-  FROM step s JOIN recording r USING (recording_id);
+  FROM step s JOIN recording r USING (recording_id)
+RETURNING entry_id;
 
 -- name: erasure_step
 UPDATE erasure SET done = %(done)s WHERE recording_id = %(recording_id)s;
@@ -285,14 +314,15 @@ SELECT g.call_id, g.recording_id, 'recording_erased',
 -- name: deadlines
 -- Revocations whose erasures are not over: those near their deadline and those past it, told once each (C4).
 WITH open AS (
-    SELECT v.revocation_id, v.alarm_at, v.deadline, v.alarmed FROM revocation v
+    SELECT v.revocation_id, v.deadline FROM revocation v
      WHERE v.alarm_at <= now() AND v.alarmed <> 'breached'
        AND EXISTS (SELECT FROM revocation_recording x LEFT JOIN erasure e USING (recording_id)
                     WHERE x.revocation_id = v.revocation_id AND x.fate <> 'not_touched'
                       AND e.state IS DISTINCT FROM 'erased')
 )
 UPDATE revocation v SET alarmed = CASE WHEN o.deadline < now() THEN 'breached' ELSE 'near' END
-  FROM open o WHERE v.revocation_id = o.revocation_id AND (o.alarmed = '' OR o.deadline < now())
+  FROM open o
+ WHERE v.revocation_id = o.revocation_id AND v.alarmed <> CASE WHEN o.deadline < now() THEN 'breached' ELSE 'near' END
 RETURNING v.revocation_id, v.alarmed, v.deadline;
 
 -- name: erasures
@@ -313,11 +343,40 @@ SELECT r.recording_id FROM recording r LEFT JOIN disposition d USING (recording_
  ORDER BY r.authorised_at;
 
 -- name: replay_erasures
--- After a database was restored from a backup: keys that the ledger says were erased must not come back.
-WITH again AS (
-    SELECT DISTINCT l.recording_id FROM ledger l
-     WHERE l.kind IN ('key_erased', 'recording_discarded') AND l.recording_id IS NOT NULL
+-- After a database was restored from a backup: what was erased must not come back. `erased` are the recordings of which
+-- the object store says so, beside what the ledger says. Their keys go now, and all steps are done again.
+WITH known AS (
+    SELECT (e->>'recording')::uuid AS recording_id, e->>'cause' AS cause FROM jsonb_array_elements(%(erased)s::jsonb) AS e
+    UNION
+    SELECT recording_id, body->>'cause' FROM ledger WHERE kind = 'key_erased'
+    UNION
+    SELECT recording_id, NULL FROM ledger WHERE kind = 'recording_discarded' AND recording_id IS NOT NULL
+), again AS (
+    SELECT r.recording_id, r.call_id, max(n.cause) AS cause FROM known n JOIN recording r USING (recording_id)
+     WHERE EXISTS (SELECT FROM recording_key k WHERE k.recording_id = r.recording_id)
+        OR (r.state IN ('erased', 'discarded') AND EXISTS (SELECT FROM caller c WHERE c.call_id = r.call_id))
+        OR (r.state = 'stored' AND NOT EXISTS (SELECT FROM erasure e WHERE e.recording_id = r.recording_id))
+     GROUP BY r.recording_id
 ), gone AS (
-    DELETE FROM recording_key WHERE recording_id IN (SELECT recording_id FROM again) RETURNING recording_id
+    DELETE FROM recording_key WHERE recording_id IN (SELECT recording_id FROM again)
+), forgotten AS (
+    DELETE FROM caller WHERE call_id IN (SELECT call_id FROM again)
+), due AS (
+    INSERT INTO erasure (recording_id, cause, done)
+    SELECT recording_id, COALESCE(cause, 'revocation'), '{key}' FROM again
+    ON CONFLICT (recording_id) DO UPDATE
+        SET state = 'due', done = '{key}', due_at = now(), claimed_until = NULL, erased_at = NULL
 )
-SELECT recording_id FROM gone;
+INSERT INTO ledger (call_id, recording_id, kind, body, node, at)
+SELECT call_id, recording_id, 'erasure_replayed', '{}', %(node)s, now() FROM again
+RETURNING recording_id;
+
+-- name: storage_probed
+INSERT INTO storage_probe (bucket, at, node, passed, failed)
+VALUES (%(bucket)s, %(at)s, %(node)s, %(passed)s, %(failed)s)
+ON CONFLICT (bucket) DO UPDATE
+    SET at = EXCLUDED.at, node = EXCLUDED.node, passed = EXCLUDED.passed, failed = EXCLUDED.failed
+  WHERE storage_probe.at < EXCLUDED.at;
+
+-- name: storage_proven
+SELECT passed, failed, at FROM storage_probe WHERE bucket = %(bucket)s;

@@ -99,7 +99,7 @@ def _judge_notice(call: Call, now: float) -> Step:
 
 def _to_its_end(completed: on.PromptEnded, prompt: Prompt) -> bool:
     """A caller who hangs up may cut a prompt that FreeSWITCH calls played, on a channel still up: 1 in 80 (A3)."""
-    return completed.heard is None or completed.heard >= prompt.seconds - _UNHEARD
+    return bool(prompt.seconds) and completed.heard is not None and completed.heard >= prompt.seconds - _UNHEARD
 
 
 def _notice_flushed(call: Call, event: on.KeysFlushed, now: float) -> Step:

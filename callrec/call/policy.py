@@ -28,7 +28,7 @@ class LockMode(StrEnum):
 
 
 # Of object keys: the storage probe's canaries, and segments of running calls. No basis may have them.
-PROBE_PREFIX, SEGMENTS_PREFIX = "probe", "segments"
+PROBE_PREFIX, SEGMENTS_PREFIX, ERASED_PREFIX = "probe", "segments", "erased"
 
 
 @dataclass(frozen=True, slots=True)

@@ -100,6 +100,8 @@ def play(call: Channel, path: str, stops: Callable[[str], bool] | None) -> str:
 
 def _play_on(call: Channel, end: int, stops: Callable[[str], bool] | None) -> str:
     while True:
+        if call.down and call.script.unnoticed_hangup:
+            return _WHOLE
         if call.down or call.taken_back():
             return _FAILED
         if call.broken:

@@ -140,6 +140,7 @@ class SimCall(Channel):
     def _end(self) -> None:
         """The order of the end, as 76 of 80 calls had it (10b); the others: CHANNEL_HANGUP late."""
         if self.late:
+            self.show_hangup()
             self.fire("CHANNEL_HANGUP")
         self.state("CS_HANGUP", 10)
         self._tape.finish()

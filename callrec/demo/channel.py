@@ -106,7 +106,8 @@ class Channel:
         self.down = self.cut = self.locked = False  # hung up; taken back from `socket`; in an event-locked application
         self.broken = False  # uuid_break, until the application sees it
         self.prompts = 0
-        self.late = late or script.late_hangup  # CHANNEL_HANGUP comes after EXECUTE_COMPLETE
+        # CHANNEL_HANGUP comes after EXECUTE_COMPLETE
+        self.late = late or script.late_hangup or script.unnoticed_hangup
         self._agenda: list[tuple[int, int, Act]] = []
         self._order = count()
         self._wake = Event()
@@ -248,14 +249,19 @@ class Channel:
             return
         if now:
             self.poke()
-        self.text.cause, self.text.hung_up, self.text.answer_state = cause, self.at, "hangup"
-        self.text.state_number = 10
-        self.text.changed()
+        self.text.cause, self.text.hung_up = cause, self.at
+        if not self.script.unnoticed_hangup:
+            self.show_hangup()
         self.fact("hangup", cause)
         if not self.late:
             self.fire("CHANNEL_HANGUP")
         self.down = True
         self._wake.set()
+
+    def show_hangup(self) -> None:
+        """From here on every event says that the channel is down."""
+        self.text.answer_state, self.text.state_number = "hangup", 10
+        self.text.changed()
 
     # Recording
 

@@ -75,26 +75,36 @@ class Node:
 
 
 class Registry:
-    """The calls that are being conducted, by FreeSWITCH's Unique-ID and by callrec's own ids."""
+    """The calls that are being conducted, by FreeSWITCH's Unique-ID.
+
+    A caller who is transferred to another line is a new call on the same channel, beside the one before.
+    """
 
     def __init__(self) -> None:
-        self._by_channel: dict[str, Conduct] = {}
+        self._by_channel: dict[str, list[Conduct]] = {}
 
     def __len__(self) -> int:
-        return len(self._by_channel)
+        return sum(map(len, self._by_channel.values()))
 
     def add(self, conduct: "Conduct") -> None:
-        self._by_channel[conduct.facts.channel] = conduct
+        self._by_channel.setdefault(conduct.facts.channel, []).append(conduct)
 
     def remove(self, conduct: "Conduct") -> None:
-        if self._by_channel.get(conduct.facts.channel) is conduct:
-            del self._by_channel[conduct.facts.channel]
+        channel = conduct.facts.channel
+        left = [other for other in self._by_channel.pop(channel, []) if other is not conduct]
+        if left:
+            self._by_channel[channel] = left
 
     def get(self, channel: str) -> "Conduct | None":
-        return self._by_channel.get(channel)
+        """The latest call on this channel."""
+        return self._by_channel[channel][-1] if channel in self._by_channel else None
+
+    def on(self, channel: str) -> list["Conduct"]:
+        """Every call on this channel, the latest last."""
+        return list(self._by_channel.get(channel, ()))
 
     def all(self) -> list["Conduct"]:
-        return list(self._by_channel.values())
+        return [conduct for conducts in self._by_channel.values() for conduct in conducts]
 
 
 class Conduct:
@@ -102,7 +112,7 @@ class Conduct:
 
     __slots__ = (
         "_caller", "_closed", "_key_at", "_link", "_masked", "_notes", "_ordinal", "_seen",
-        "call", "facts", "handed_on", "mailbox", "node", "path",
+        "_superseded", "call", "facts", "handed_on", "mailbox", "node", "path",
     )  # fmt: skip
 
     def __init__(self, node: Node, facts: CallFacts, call: Call, link: OutboundLink | None, caller: str = "") -> None:
@@ -120,6 +130,7 @@ class Conduct:
         self._seen: deque[int] = deque(maxlen=32)
         self._key_at = 0.0
         self._masked = False
+        self._superseded = False
         self._closed: Event | None = None  # set when the outbound link has ended
         _in_state(call.state).inc()
 
@@ -151,6 +162,14 @@ class Conduct:
         self.mailbox.put(on.LinkLost())
         if self._closed is not None:
             self._closed.set()
+
+    def supersede(self) -> None:
+        """The caller was transferred to another line of the policy, and another interview begins on this channel.
+
+        This recording stops: its basis does not cover what follows.
+        """
+        self._superseded = True  # the live state of the channel is the next call's from now on
+        self.mailbox.put(on.Ordered(on.Order.STOP))
 
     def run(self, first: on.Event | None = None) -> None:
         """Conduct the call until nothing more can happen to it.
@@ -354,6 +373,8 @@ class Conduct:
             self._notes = []
 
     def _publish(self, *, ended: bool = False) -> None:
+        if self._superseded:
+            return
         recorded = self.call.state in (State.RECORDING, State.CLOSING)
         self.node.live.put(
             self.facts.channel,

@@ -100,6 +100,8 @@ def _completed(headers: Headers, _path: str) -> on.Event | None:
             return on.PromptEnded(token, played, happened_at(headers), _heard(headers) if played else None)
         case "flush_dtmf":
             return on.KeysFlushed(token, sequence(headers))
+        case "socket":  # not by our doing: the call was transferred away, and what is played now goes elsewhere
+            return on.LinkLost() if _up(headers) else on.Hangup()
     return None
 
 

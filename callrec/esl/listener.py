@@ -58,11 +58,15 @@ class Listener:
             log.warning("call_not_taken", detail=error.message)
             self._turn_away(link)
             return
+        earlier = self._registry.on(channel)
         conduct = self._conduct(data, channel, link)
         self._registry.add(conduct)
         try:
             if conduct.facts.line:
                 link.post_all(dialect.subscriptions(_LINGER))
+                for call in earlier:  # over this link, because the node's own may be down at this moment
+                    link.post(dialect.change_recording(channel, "stop", call.path))
+                    call.supersede()
             conduct.run(on.Arrived(conduct.facts.line))
         except LinkError:
             log.warning("call_not_taken", call=conduct.facts.call_id)

@@ -105,9 +105,9 @@ class Watcher:
             self._link.request("api uuid_exists liveness", _ANSWER)
 
     def _hear(self, headers: Headers) -> None:
-        conduct = self._registry.get(headers.get("Unique-ID"))
-        if conduct is not None and conduct.handed_on:  # until then its own link tells the same
-            conduct.hear(headers)
+        for conduct in self._registry.on(headers.get("Unique-ID")):
+            if conduct.handed_on:  # until then its own link tells the same
+                conduct.hear(headers)
 
     def _resync(self, link: InboundLink) -> None:
         """Compare what FreeSWITCH has with what we believe."""
@@ -129,7 +129,8 @@ class Watcher:
             log.warning("resync_without_postgres", detail=error.detail)
             return
         for recording in left:
-            if self._registry.get(recording.facts.channel) is None:
+            conducted = self._registry.on(recording.facts.channel)
+            if all(conduct.facts.recording_id != recording.facts.recording_id for conduct in conducted):
                 up = alive(recording.facts.channel)
                 age = (datetime.now(UTC) - recording.authorised_at).total_seconds()
                 # A listener before us left it: at once, or a withdrawal by key would meanwhile go unheard.

@@ -4,7 +4,7 @@ Two buckets: one for the recordings, and one for the ledger's checkpoints, where
 object. Four credentials with no more than their work needs:
 
     ship        puts and locks; can't delete, bypass, hold or publish
-    sweep       deletes with bypass, seals, holds; puts nothing but the probe's canaries
+    sweep       deletes with bypass, seals, holds; puts nothing but the probe's canaries and the names of what it erased
     api         reads
     checkpoint  puts checkpoints and reads them; nothing there can be deleted by anyone before its time
 
@@ -24,7 +24,7 @@ from typing import Any
 
 from minio.objectlockconfig import DAYS, YEARS
 
-from callrec.call.policy import PROBE_PREFIX, SEGMENTS_PREFIX, Basis, BasisKind, LockMode
+from callrec.call.policy import ERASED_PREFIX, PROBE_PREFIX, SEGMENTS_PREFIX, Basis, BasisKind, LockMode
 from callrec.errors import StorageError
 from callrec.recording import lifecycle
 from callrec.recording.lifecycle import NetRule, longest_days
@@ -157,7 +157,7 @@ def _recordings_policy(
         yield _deny("ShipNeverSeals", ship, ("PutObject", "PutObjectRetention"), bucket, governed, when=_SEALING)
     # On the bucket as well: Ceph RGW looks there for the right to a batch delete.
     yield _statement("Allow", "SweepErases", sweep, erase, [f"arn:aws:s3:::{bucket}", f"arn:aws:s3:::{bucket}/*"])
-    yield _allow("SweepProbes", sweep, ("PutObject",), bucket, (f"{PROBE_PREFIX}/*",))
+    yield _allow("SweepProbes", sweep, ("PutObject",), bucket, (f"{PROBE_PREFIX}/*", f"{ERASED_PREFIX}/*"))
     yield _allow("SweepLooks", sweep, (*_LOOK, "ListBucketMultipartUploads", "GetLifecycleConfiguration"), bucket)
     yield _deny("SweepOnlyErases", sweep, _PUBLISH + _SETTINGS, bucket)
     yield _allow("ApiReads", api, _READ, bucket, recorded)

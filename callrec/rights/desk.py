@@ -4,14 +4,16 @@ Each takes effect at once: a recording that runs is stopped, listening is blocke
 the rest. What may be said, and what follows from it, is decided in the pure modules beside this one.
 """
 
+import hmac
+import json
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
 
 from callrec.call.policy import Basis, BasisKind
-from callrec.errors import ConflictError, RightsError
+from callrec.errors import ConflictError, RightsError, UnknownError
 from callrec.ledger.caller import look_up
 from callrec.rights import disposition, holds, revocation
 from callrec.rights.calendar import Calendar
@@ -24,6 +26,7 @@ from callrec.store.rights import RightsRecords, Wanted
 _WORKING_DAYS = 5  # C4
 _ALARM_DAY = 3
 _RUNNING = frozenset({"authorised", "recording"})
+_GONE = frozenset({"discarded", "empty", "lost", "erased"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,34 +85,48 @@ class Desk:
             raise RightsError("The withdrawal was received in the future", hint="Give the time at which it arrived")
         wanted = self._wanted(intake)
         found = self._records.recordings_of(wanted)
+        proofs = {*intake.proofs, Proof.REFERENCE_CODE} if intake.code else set(intake.proofs)
         only = intake.recording_id
         said = Revocation(
             channel=intake.channel,
             receipt=Receipt(intake.received_at, 0),
-            identification=revocation.identification(intake.proofs),
+            identification=revocation.identification(proofs),
             by=intake.by,
             scope=Scope.ONE if only else Scope.ALL,
             recording_id=only,
         )
-        decisions = revocation.decide(said, [self._recording(row) for row in found])
-        deadline = self._calendar.deadline(intake.received_at, _WORKING_DAYS)
-        revocation_id = uuid4()
-        self._records.revoke(
-            revocation_id,
-            said,
-            decisions,
-            deadline=deadline,
-            alarm_at=self._calendar.deadline(intake.received_at, _ALARM_DAY).at,
-            evidence_sha256=intake.evidence_sha256,
-        )
+        request = self._request(intake, said)
+        if self._records.revocation_by_request(request) is None:
+            self._records.revoke(
+                uuid4(),
+                request,
+                said,
+                revocation.decide(said, [self._recording(row) for row in found]),
+                deadline=self._calendar.deadline(intake.received_at, _WORKING_DAYS),
+                alarm_at=self._calendar.deadline(intake.received_at, _ALARM_DAY).at,
+                evidence_sha256=intake.evidence_sha256,
+            )
+        row = self._records.revocation_by_request(request)
+        assert row is not None  # written above, or before
+        said = replace(said, identification=Identification(row["identification"]))  # of a repeat, it may be further
+        decisions = revocation.decide(said, [self._recording(each) for each in found])
         self._stop_running(decisions, found)
-        return Answer(revocation_id, said.identification, deadline.at, decisions)
+        return Answer(row["revocation_id"], said.identification, row["deadline"], decisions)
+
+    def _request(self, intake: Intake, said: Revocation) -> bytes:
+        """Equal for the same request sent twice, and telling nothing to who has not the key."""
+        parts = (
+            intake.channel, intake.received_at.astimezone(UTC).isoformat(), intake.number, intake.call_id,
+            intake.recording_id, intake.code and parse_code(intake.code), said.identification, intake.by.given_by,
+            intake.by.on_behalf_of, (intake.evidence_sha256 or b"").hex(),
+        )  # fmt: skip
+        return hmac.digest(self._lookup_key, json.dumps([str(part) for part in parts]).encode(), "sha256")
 
     def identify(self, revocation_id: UUID, to: Identification) -> tuple[Decision, ...]:
         """The person is known now, or asked, or was found not to be the caller: decide again (E5)."""
         row = self._records.revocation(revocation_id)
         if row is None:
-            raise RightsError("There is no such revocation")
+            raise UnknownError("There is no such revocation")
         now = revocation.identified(Identification(row["identification"]), to)
         found = self._records.recordings_of_revocation(revocation_id)
         given_by = revocation.GivenBy(row["given_by"])
@@ -180,13 +197,14 @@ class Desk:
 
     def hold(self, recording_id: UUID, reason: HoldReason, *, case: str, owner: str, review_at: datetime) -> Hold:
         row = self._row(recording_id)
-        if row["state"] in {"discarded", "empty", "lost", "erased"}:
+        if row["state"] in _GONE:
             raise ConflictError("This recording can't be held", detail=f"It is {row['state']}")
         placed = holds.place(
             uuid4(), reason, case=case, owner=owner, placed_at=self._clock(), review_at=review_at,
             longest=self._longest_hold, erasure_begun=row["key_gone"],
         )  # fmt: skip
-        self._records.place_hold(recording_id, placed)
+        if not self._records.place_hold(recording_id, placed):
+            return self.hold(recording_id, reason, case=case, owner=owner, review_at=review_at)  # its key went just now
         return placed
 
     def review(self, hold_id: UUID, review_at: datetime) -> Hold:
@@ -206,14 +224,16 @@ class Desk:
     def _standing(self, hold_id: UUID) -> tuple[UUID, Hold]:
         found = self._records.hold(hold_id)
         if found is None:
-            raise RightsError("There is no such hold, or it was released", hint="`callrec holds` lists them")
+            raise UnknownError("There is no such hold, or it was released", hint="`callrec holds` lists them")
         return found
 
     # Orders to erase
 
     def erase(self, recording_id: UUID, cause: Cause, account: str) -> bool:
         """Have a recording erased; False when it was due already. ConflictError when a hold refuses it."""
-        self._row(recording_id)
+        row = self._row(recording_id)
+        if row["state"] in _GONE:
+            raise ConflictError("Nothing is left of this recording", detail=f"It is {row['state']}")
         if holds.meets(cause) is Meeting.REFUSED and (standing := self._records.holds_of(recording_id)):
             raise ConflictError(
                 "A hold keeps this recording",
@@ -225,7 +245,7 @@ class Desk:
     def _row(self, recording_id: UUID) -> dict[str, Any]:
         row = self._records.recording(recording_id)
         if row is None:
-            raise RightsError("There is no such recording", hint="`callrec recordings` lists them")
+            raise UnknownError("There is no such recording", hint="`callrec recordings` lists them")
         return row
 
 

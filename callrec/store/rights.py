@@ -1,7 +1,7 @@
 """What the law takes back, as rows: revocations, dispositions, holds, erasures. One function per fact."""
 
 import json
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -59,6 +59,7 @@ class RightsRecords:
     def revoke(
         self,
         revocation_id: UUID,
+        request: bytes,
         revocation: Revocation,
         decisions: Iterable[Decision],
         *,
@@ -79,6 +80,7 @@ class RightsRecords:
             "revoke",
             {
                 "revocation_id": revocation_id,
+                "request": request,
                 "received_at": revocation.receipt.at,
                 "channel": revocation.channel.value,
                 "identification": revocation.identification.value,
@@ -95,6 +97,9 @@ class RightsRecords:
                 "node": self._node,
             },
         )
+
+    def revocation_by_request(self, request: bytes) -> Row | None:
+        return self._database.one("revocation_by_request", {"request": request})
 
     def revocation(self, revocation_id: UUID) -> Row | None:
         return self._database.one("revocation_of", {"revocation_id": revocation_id})
@@ -165,7 +170,8 @@ class RightsRecords:
         """Those to be reviewed soonest first."""
         return [_hold(row) for row in self._database.run("standing_holds", {"limit": limit})]
 
-    def place_hold(self, recording_id: UUID, hold: Hold) -> None:
+    def place_hold(self, recording_id: UUID, hold: Hold) -> bool:
+        """False when the recording's key is gone."""
         body = {"hold": str(hold.id), "reason": hold.reason.value, "case": hold.case, "owner": hold.owner,
                 "review_at": hold.review_at.isoformat()}  # fmt: skip
         about = {
@@ -179,7 +185,7 @@ class RightsRecords:
             "body": json.dumps(body),
             "node": self._node,
         }
-        self._database.run("place_hold", about)
+        return bool(self._database.run("place_hold", about))
 
     def review_hold(self, hold: Hold) -> bool:
         body = {"hold": str(hold.id), "review_at": hold.review_at.isoformat()}
@@ -200,14 +206,20 @@ class RightsRecords:
 
     # Erasures
 
-    def expire(self, limit: int = 1000) -> int:
+    def expire(self, now: datetime, limit: int = 1000) -> int:
         """Have everything erased that has reached its date; how many were found, `limit` at most."""
-        return len(self._database.run("expire", {"limit": limit, "node": self._node}, timeout=30.0))
+        return len(self._database.run("expire", {"now": now, "limit": limit, "node": self._node}, timeout=30.0))
 
-    def request_erasure(self, recording_id: UUID, cause: Cause, body: dict[str, Any]) -> bool:
-        """False when its erasure is due already."""
+    def request_erasure(
+        self, recording_id: UUID, cause: Cause, body: dict[str, Any], *, unless_said: bool = False
+    ) -> bool:
+        """False when its erasure is due already, or, with `unless_said`, when the kind of call is known."""
         about = {"recording_id": recording_id, "cause": cause.value, "body": json.dumps(body), "node": self._node}
-        return bool(self._database.run("request_erasure", about))
+        return bool(self._database.run("request_erasure", about | {"unless_said": unless_said}))
+
+    def unclaim_erasures(self) -> None:
+        """Have what this node's earlier `sweep` had claimed due again."""
+        self._database.run("unclaim_erasures", {"node": self._node})
 
     def claim_erasure(self, lease_seconds: float) -> Claimed | None:
         row = self._database.one("claim_erasure", {"node": self._node, "lease": lease_seconds})
@@ -216,8 +228,10 @@ class RightsRecords:
         done = frozenset(Step(step) for step in row["done"])
         return Claimed(row["recording_id"], Cause(row["cause"]), row["deadline"], done, row["attempts"])
 
-    def erase_key(self, recording_id: UUID, done: Collection[Step]) -> None:
-        self._database.run("erase_key", {"recording_id": recording_id, "done": _steps(done), "node": self._node})
+    def erase_key(self, recording_id: UUID, done: Collection[Step]) -> bool:
+        """False when a hold keeps it."""
+        about = {"recording_id": recording_id, "done": _steps(done), "node": self._node}
+        return bool(self._database.run("erase_key", about))
 
     def erasure_step(self, recording_id: UUID, done: Collection[Step]) -> None:
         self._database.run("erasure_step", {"recording_id": recording_id, "done": _steps(done)})
@@ -259,9 +273,11 @@ class RightsRecords:
         about = {"line": line, "basis": basis, "disposition": disposition, "since": since, "until": until}
         return [row["recording_id"] for row in self._database.run("bulk", about, timeout=60.0)]
 
-    def replay_erasures(self) -> list[UUID]:
-        """Delete again the keys that the ledger says were erased; those that had come back."""
-        return [row["recording_id"] for row in self._database.run("replay_erasures", timeout=300.0)]
+    def replay_erasures(self, erased: Mapping[UUID, Cause]) -> list[UUID]:
+        """Erase again what came back with a backup: what the ledger says was erased, and `erased`. Gives what it was."""
+        named = [{"recording": str(recording), "cause": cause.value} for recording, cause in erased.items()]
+        about = {"erased": json.dumps(named), "node": self._node}
+        return [row["recording_id"] for row in self._database.run("replay_erasures", about, timeout=300.0)]
 
 
 def _decisions(decisions: Iterable[Decision]) -> str:

@@ -157,7 +157,10 @@ class Stage:
     def hear(self, name, *, number=None, **headers):
         """FreeSWITCH says something, with the next number unless one is given."""
         self.sequence += 1
-        about = {key if "-" in key else key.replace("_", "-"): value for key, value in headers.items()}
+        about = {
+            key if "-" in key or key.startswith("variable_") else key.replace("_", "-"): value
+            for key, value in headers.items()
+        }
         samples = {"variable_record_samples": "8000"} if name == "RECORD_STOP" else {}
         [frame] = wire.FrameParser().feed(
             wire.build_event(
@@ -170,7 +173,12 @@ class Stage:
         self.hear("PLAYBACK_START")
         self.hear("PLAYBACK_STOP", Playback_Status="done")
         token = self.conduct.call.token
-        done = {"Application_UUID": token, "Application_Response": "FILE PLAYED"}
+        done = {
+            "Application_UUID": token,
+            "Application_Response": "FILE PLAYED",
+            "variable_playback_last_offset_pos": "800000",  # the whole of it, and more than any prompt here
+            "variable_write_rate": "8000",
+        }
         self.hear("CHANNEL_EXECUTE_COMPLETE", Application="playback", **done)
         self.hear("CHANNEL_EXECUTE_COMPLETE", Application="flush_dtmf", Application_UUID=token)
 

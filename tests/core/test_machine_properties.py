@@ -82,7 +82,7 @@ class Calls(RuleBasedStateMachine):
             match event:
                 case on.PromptEnded(token, played, _, heard):
                     if token == self.tokens[1]:
-                        well = played and heard in (None, _PROMPT.seconds)
+                        well = played and heard == _PROMPT.seconds
                         self.ended_well, self.cut = self.ended_well or well, self.cut or not well
                 case on.PromptStopped(good):
                     self.stopped_well, self.cut = self.stopped_well or good, self.cut or not good

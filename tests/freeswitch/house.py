@@ -1,10 +1,14 @@
 """A whole callrec beside a real FreeSWITCH, and what a test asks of it."""
 
 import contextlib
+import os
+import signal
 import time
 
 import ear
 import gevent
+from fix_callrec import Meddler
+from fix_stack import wait_until
 from psycopg.conninfo import conninfo_to_dict
 
 from callrec import service
@@ -13,6 +17,7 @@ from callrec.demo.scenarios import SCENARIOS
 from callrec.demo.verdict import Inspector
 from callrec.errors import CallrecError
 from callrec.recording.playback import Listening
+from callrec.store import live
 from callrec.store.db import Database
 from callrec.store.orders import carry_out
 
@@ -26,8 +31,9 @@ class House:
 
     def __init__(self, directory, stack, switch):
         self.switch = switch
+        self.meddler = Meddler()  # between callrec and FreeSWITCH's event socket
         self.installation = Installation(
-            directory / "callrec", stack, event_socket=switch.address, password=switch.password,
+            directory / "callrec", stack, event_socket=self.meddler.start(switch.address), password=switch.password,
             changes={"bases.consent": {"wait_seconds": WAIT_SECONDS}},
         )  # fmt: skip
         self.prompts = directory / "callrec" / "prompts"
@@ -41,6 +47,7 @@ class House:
         for name, seconds in (("notice-a", NOTICE_SECONDS), ("notice-b", NOTICE_SECONDS), ("ask-b", ASK_SECONDS)):
             ear.write(self.prompts / f"{name}.wav", ear.prompt(seconds))
         with contextlib.ExitStack() as opened:
+            opened.callback(self.meddler.stop)
             self.installation.prepare()
             opened.callback(self.switch.stop)
             self.switch.start(self.installation.listen)
@@ -51,6 +58,8 @@ class House:
             self.desk = opened.enter_context(
                 Database(self.installation.stack.postgres_url, str(at["user"]), str(at.get("password") or ""))
             )
+            self._redis = live.connect(self.installation.stack.redis_url)
+            opened.callback(self._redis.close)
             self._open = opened.pop_all()
         return self
 
@@ -77,16 +86,27 @@ class House:
         return self.inspector.judge(scenario, call.uuid, facts)
 
     def settle(self, call, seconds=_SETTLE):
-        """Wait until nothing more happens to the call's recording."""
-        deadline = time.monotonic() + seconds
-        while not self.inspector.settled(call.uuid):
-            assert time.monotonic() < deadline, f"{self.rows(call)} {self.installation.log_tail()}"
-            gevent.sleep(0.05)
+        """Wait until nothing more happens to what this channel recorded."""
+        wait_until(lambda: self._settled(call), seconds, f"settled {call.timeline}")
+
+    def _settled(self, call):
+        rows = self.rows(call)
+        if not rows or not all(row["ended_at"] for row in rows):
+            return False
+        if any(row["state"] in {"authorised", "recording", "finished"} for row in rows):
+            return False
+        return not any(self.spooled(row["recording_id"]) for row in rows)
+
+    def spooled(self, recording_id):
+        """The files of this recording that hold audio."""
+        folders = (self.installation.spool / folder for folder in ("rec", "sealed"))
+        return [path.name for folder in folders for path in folder.iterdir() if str(recording_id) in path.name]
 
     def rows(self, call):
+        """Its calls on this channel, each with its recording, in their order."""
         return self.inspector.rows(
-            "SELECT c.state, c.decision, c.ended_at, r.* FROM call c LEFT JOIN recording r USING (call_id)"
-            " WHERE c.channel = %s",
+            "SELECT r.*, c.call_id, c.state AS call_state, c.decision, c.ended_at, c.line"
+            " FROM call c LEFT JOIN recording r USING (call_id) WHERE c.channel = %s ORDER BY c.arrived_at",
             call.uuid,
         )
 
@@ -99,11 +119,30 @@ class House:
             "SELECT l.* FROM ledger l JOIN call c USING (call_id) WHERE c.channel = %s ORDER BY entry_id", call.uuid
         )
 
-    def sound(self, call):
+    def sound(self, call, number=0):
         """The bytes of the stored recording, opened as an operator opens it."""
-        [row] = self.rows(call)
+        row = self.rows(call)[number]
         with service.player(self.installation.config) as player:
             return b"".join(player.open(Listening(row["recording_id"], "dsar", "test")))
+
+    def state(self, call):
+        """Where callrec has this call; empty while it does not know it."""
+        return self.live(call).get("state", "")
+
+    def live(self, call):
+        """The live state of the channel, as an agent's desktop reads it."""
+        return self._redis.hgetall(live.KEY.format(channel=call.uuid))
+
+    def kill(self, role):
+        """SIGKILL to this role's process."""
+        pid = wait_until(lambda: self.installation.pids().get(role), 20, f"a process of {role}")
+        os.kill(pid, signal.SIGKILL)
+        wait_until(lambda: self.installation.pids().get(role) != pid, 20, f"the end of {role}")
+
+    def ready(self, seconds=40.0):
+        for role in ("listen", "ship"):
+            wait_until(lambda role=role: self.installation.pids().get(role), seconds, f"a process of {role}")
+        wait_until(lambda: not self.installation.missing(), seconds, "every role ready")
 
     def _give_orders(self, scenario, call):
         for moment, order in scenario.orders:

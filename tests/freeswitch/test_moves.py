@@ -1,0 +1,172 @@
+"""Calls that move: what is recorded when the caller does not simply stay with the first agent until the end.
+
+README, "Calls that move", says the same in a table.
+"""
+
+import ear
+import pytest
+from ear import BLOCK
+from fix_stack import wait_until
+from real_switch import LOOPBACK, SIP
+
+from callrec.demo.audio import AGENT, CALLER, RATE
+from callrec.demo.caller import CallScript, after_prompt, agent_hangs_up, in_conversation, press
+
+SALES, SERVICE = "040404045", "040404040"
+AGREES = ((after_prompt(0.5), press("1")),)
+FRAME = 0.02
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
+both_ways = pytest.mark.parametrize("via", [LOOPBACK, SIP])
+
+
+def in_conversation_with(house, via, dialled=SALES, steps=(), seconds=1.5, **options):
+    """A call that has been with its agent for so long."""
+    call = house.switch.place(CallScript(dialled, steps=steps, talk=0), via=via, **options)
+    bridged = call.until("bridged")
+    wait_until(lambda: call.age > bridged + seconds, 10)
+    return call
+
+
+def seconds(channel):
+    return len(channel) / RATE
+
+
+def spoke(call, channel):
+    """(from, to) in seconds of the call: the first and the last 100 ms that the caller is heard to say."""
+    speaks = call.speaks_from - call.began
+    found = ear.heard(channel, CALLER, call.at("recording") - speaks, step=0.5)
+    assert min(sound.sure for sound in found) > 0.7
+    steps = [sound.begun for sound in found]
+    assert max(steps) - min(steps) <= 3 * FRAME + 0.002, "the caller's channel has a gap"
+    return speaks + found[0].said, speaks + found[-1].said + BLOCK / RATE
+
+
+def recorded_to_the_end(house, call, end):
+    """One recording, stored whole: the caller's words from its start to `end` of the call. Gives what the caller heard."""
+    house.settle(call)
+    [row] = house.rows(call)
+    assert (row["state"], row["abrupt"]) == ("stored", False)
+    said, heard = ear.channels(house.sound(call))
+    first, last = spoke(call, said)
+    assert first <= call.at("recording") + 0.12
+    assert abs(last - end) <= 0.15
+    return heard
+
+
+@both_ways
+def test_the_agent_hangs_up_first(house, via):
+    script = CallScript(SALES, steps=((in_conversation(2.0), agent_hangs_up()),))
+    call = house.switch.place(script, via=via)
+    call.result(30)
+    recorded_to_the_end(house, call, call.at("hangup"))
+
+
+@both_ways
+def test_a_caller_who_hangs_up_within_a_second(house, via):
+    call = house.switch.place(CallScript(SALES, talk=0.6), via=via)
+    call.result(30)
+    recorded_to_the_end(house, call, call.at("hangup"))
+
+
+def test_a_bridge_that_fails(house):
+    busy = {"loopback_export": "callrec_agent", "callrec_agent": "error/USER_BUSY"}
+    call = house.switch.place(CallScript(SALES), **busy)
+    facts = [fact for _, fact in call.result(30)]
+    assert ("hangup", "USER_BUSY") in facts
+    assert call.at("bridged") is None
+    house.settle(call)
+    [row] = house.rows(call)
+    assert row["state"] in {"stored", "empty"}  # begun with the basis, ended with the call: 0 or 1 frames of nobody
+    assert row["duration_seconds"] is None or row["duration_seconds"] < 0.3
+
+
+@both_ways
+def test_hold_is_recorded_with_its_music(house, via):
+    call = in_conversation_with(house, via)
+    house.switch.api(f"uuid_setvar {call.uuid} hold_music tone_stream://%(1000,0,440);loops=-1")
+    agent = call.agent()
+    assert house.switch.api(f"uuid_hold {agent}").startswith("+OK")
+    held = call.age
+    wait_until(lambda: call.age > held + 2.0, 10)
+    assert house.switch.api(f"uuid_hold off {agent}").startswith("+OK")
+    wait_until(lambda: call.age > held + 3.0, 10)
+    call.hang_up()
+    call.result(20)
+    recorded_to_the_end(house, call, call.at("hangup"))
+
+
+@both_ways
+def test_a_blind_transfer_to_another_agent_is_recorded_on(house, via):
+    call = in_conversation_with(house, via)
+    assert house.switch.api(f"uuid_transfer {call.uuid} agent XML agents").startswith("+OK")
+    moved = call.age
+    wait_until(lambda: call.age > moved + 2.0, 10)
+    call.hang_up()
+    call.result(20)
+    heard = recorded_to_the_end(house, call, call.at("hangup"))
+    second = ear.when(heard, AGENT, len(heard) - 3 * BLOCK, 1.7, within=0.4)
+    assert second.sure > 0.7, "the second agent, who began anew, is not heard at the end"
+
+
+@both_ways
+def test_an_attended_transfer_is_recorded_on(house, via):
+    call = in_conversation_with(house, via)
+    first = call.agent()
+    second = (
+        house.switch.api("originate {ignore_early_media=true}loopback/agent/agents &park()")
+        .removeprefix("+OK ")
+        .strip()
+    )
+    assert house.switch.api(f"uuid_bridge {call.uuid} {second}").startswith("+OK")
+    moved = call.age
+    wait_until(lambda: house.switch.api(f"uuid_exists {first}") == "false", 10, "the first agent is out of the call")
+    wait_until(lambda: call.age > moved + 2.0, 10)
+    call.hang_up()
+    call.result(20)
+    recorded_to_the_end(house, call, call.at("hangup"))
+
+
+@both_ways
+def test_a_consent_call_transferred_to_the_sales_line_is_a_new_call_on_a_new_basis(house, via):
+    """A4, A9: the recording on consent ends when the next interview begins; the next one has its own notice."""
+    call = in_conversation_with(house, via, SERVICE, AGREES)
+    assert house.switch.api(f"uuid_transfer {call.uuid} {SALES} XML public").startswith("+OK")
+    moved = call.age
+    wait_until(lambda: len(house.rows(call)) == 2 and house.rows(call)[1]["state"] == "recording", 20, "the second")
+    live = house.live(call)
+    assert (live["line"], live["basis"], live["state"]) == ("sales", "market_transaction", "recording")
+    wait_until(lambda: call.age > moved + 4.0, 10)
+    call.hang_up()
+    call.result(20)
+    house.settle(call)
+    consent, sale = house.rows(call)
+    assert [row["basis"] for row in (consent, sale)] == ["consent", "market_transaction"]
+    assert [(row["state"], row["abrupt"]) for row in (consent, sale)] == [("stored", False)] * 2
+    assert consent["stopped_at"] < sale["authorised_at"]
+    said, heard = ear.channels(house.sound(call, 0))
+    _, last = spoke(call, said)
+    assert last <= moved + 0.3
+    assert not ear.has_prompt(heard[RATE:])
+    _, heard = ear.channels(house.sound(call, 1))
+    assert not ear.has_prompt(heard)
+    kinds = house.ledger(call)
+    assert kinds.count("notice_completed") == kinds.count("basis_established") == 2
+    live = house.live(call)
+    assert (live["line"], live["state"]) == ("sales", "ended")
+
+
+@both_ways
+def test_a_transfer_in_the_middle_of_the_notice_ends_the_interview_unrecorded(house, via):
+    call = house.switch.place(CallScript(SALES, talk=0), via=via)
+    call.until("prompting")
+    assert house.switch.api(f"uuid_transfer {call.uuid} agent XML agents").startswith("+OK")
+    wait_until(lambda: house.state(call) == "unrecorded", 10, "given up")
+    given_up = call.age
+    wait_until(lambda: call.age > given_up + 2.0, 10)
+    assert not call.ended, call.timeline
+    [row] = house.rows(call)
+    assert (row["decision"], row["recording_id"]) == ("link_lost", None)
+    assert house.switch.api(f"uuid_getvar {call.uuid} current_application") == "playback", "the agent speaks no more"
+    call.hang_up()
+    call.result(20)
