@@ -17,6 +17,7 @@ REDIS := $(if $(CALLREC_DEMO_REDIS_URL),,redis-server:redis-server)
 CEPH := $(if $(CALLREC_DEMO_S3_ENDPOINT),,ceph-mon:ceph-mon ceph-osd:ceph-osd radosgw:radosgw ceph:ceph-common)
 PROGRAMS := $(POSTGRES) $(REDIS) $(CEPH) espeak-ng:espeak-ng
 SOURCES := callrec tests
+PYTEST := $(BIN)/python -m pytest
 
 .PHONY: help setup packages demo test test-freeswitch check bench image lock clean
 
@@ -29,16 +30,19 @@ demo: setup ## boot a private stack, place one call per scenario, read back what
 	@$(BIN)/callrec demo
 
 test: setup ## run the tests (with a real FreeSWITCH too if CALLREC_TEST_FREESWITCH names its directory)
-	@$(BIN)/python -m pytest $(if $(CALLREC_TEST_FREESWITCH),,--ignore=tests/freeswitch)
+	@echo "Two halves at once: core and contract to $(CACHE)/test.log, shown when it is done; the whole service here"
+	@$(PYTEST) tests/core tests/contract >$(CACHE)/test.log 2>&1 & first=$$!; trap 'kill $$first 2>/dev/null || true' EXIT; \
+	status=0; $(PYTEST) tests/service tests/acceptance $(if $(CALLREC_TEST_FREESWITCH),tests/freeswitch) || status=$$?; \
+	wait $$first || status=$$?; trap - EXIT; cat $(CACHE)/test.log; exit $$status
 
 test-freeswitch: setup ## run the tests against a real FreeSWITCH, in the directory CALLREC_TEST_FREESWITCH
-	@$(BIN)/python -m pytest tests/freeswitch
+	@$(PYTEST) tests/freeswitch
 
 check: setup ## ruff, its format, mypy --strict, and the floors of the house
 	@$(BIN)/ruff check $(SOURCES)
 	@$(BIN)/ruff format --check $(SOURCES)
 	@$(BIN)/mypy callrec
-	@$(BIN)/python -m pytest tests/core/test_floors.py
+	@$(PYTEST) tests/core/test_floors.py
 
 bench: setup ## calls per second, latency, CPU and memory beside stock greenswitch
 	@$(BIN)/python tests/bench/run.py

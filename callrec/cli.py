@@ -1,7 +1,6 @@
 """The command line. Exit status: 0 done, 1 refused or failed (and why on standard error), 2 wrong usage."""
 
 import argparse
-import getpass
 import logging
 import os
 import re
@@ -159,13 +158,6 @@ def _account(text: str) -> str:
     return text
 
 
-def _own_account() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # a container's user need not have a name
-        return str(os.getuid())
-
-
 def _calls(commands: Commands) -> None:
     for order, text in (
         ("mask", "silence the recording of a running call from now on"),
@@ -269,7 +261,7 @@ def _ledger(args: argparse.Namespace) -> None:
 
 def _play(args: argparse.Namespace) -> None:
     config = _load(args)
-    listening = Listening(args.recording, args.purpose, args.account or _own_account())
+    listening = Listening(args.recording, args.purpose, args.account or rights_cli.own_account())
     # The place is tried first: a listening that is in the ledger should be one that took place.
     unfinished = args.output.with_name(f"{args.output.name}.{os.getpid()}.part")
     try:

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from callrec.call import spoken
 from callrec.call.policy import (
-    PROBE_PREFIX,
     ERASED_PREFIX,
+    PROBE_PREFIX,
     SEGMENTS_PREFIX,
     Basis,
     BasisKind,

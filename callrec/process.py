@@ -2,6 +2,7 @@
 
 import ctypes
 import gc
+import os
 import signal
 import time
 from collections.abc import Callable, Mapping
@@ -23,9 +24,16 @@ _RECHECK = 0.2  # while it is missing
 _PR_SET_PDEATHSIG = 1
 
 
-def die_with_parent(sig: signal.Signals = signal.SIGTERM) -> None:
-    """Have the kernel send this process `sig` when the one that started it dies (prctl(2))."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(sig))
+def die_with_parent(sig: signal.Signals = signal.SIGTERM) -> Callable[[], None]:
+    """For subprocess' preexec_fn: the kernel sends the child `sig` when we die (prctl(2)), however that happens."""
+    parent = os.getpid()
+
+    def ask_for_it() -> None:
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(sig))
+        if os.getppid() != parent:  # we died before the child could ask
+            os._exit(1)
+
+    return ask_for_it
 
 
 class Role:

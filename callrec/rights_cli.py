@@ -3,6 +3,7 @@
 import argparse
 import getpass
 import hashlib
+import os
 import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -16,6 +17,7 @@ from callrec.config import Config, load
 from callrec.errors import CallrecError
 from callrec.rights.desk import Desk, Intake
 from callrec.rights.disposition import Disposition, Said
+from callrec.rights.erasure import erased_before
 from callrec.rights.holds import Cause, HoldReason
 from callrec.rights.revocation import Channel, GivenBy, Identification, Person, Proof
 from callrec.store.db import Database
@@ -47,25 +49,25 @@ def _revocations(commands: Commands, command: Command) -> None:
     revoke.add_argument("--on-behalf-of", default="", help="a reference for the child, where a parent or guardian asks")
     revoke.add_argument("--evidence", type=Path, help="the letter or e-mail: its SHA-256 is kept, nothing else")
     identify = command(commands, "identify", _identify, "say how far the person of a withdrawal is known")
-    identify.add_argument("revocation", type=UUID)
-    identify.add_argument("identification", choices=list(Identification))
+    identify.add_argument("revocation", type=UUID, help="its id, as revoke gave it")
+    identify.add_argument("identification", choices=list(Identification), help="how far the person is known now")
     dispose = command(commands, "dispose", _dispose, "say what kind of call it was")
-    dispose.add_argument("recording", type=UUID)
-    dispose.add_argument("disposition", choices=list(Disposition))
+    dispose.add_argument("recording", type=UUID, help="the recording's id")
+    dispose.add_argument("disposition", choices=list(Disposition), help="what kind it was")
     dispose.add_argument("--minor", action="store_true", help="the caller is under age")
     dispose.add_argument("--guardian-consent", default="", help="reference of the guardian's written consent")
 
 
 def _holds(commands: Commands, command: Command) -> None:
     hold = command(commands, "hold", _hold, "keep a recording from erasure and listening, for a case")
-    hold.add_argument("recording", type=UUID)
-    hold.add_argument("--reason", required=True, choices=list(HoldReason))
+    hold.add_argument("recording", type=UUID, help="the recording's id")
+    hold.add_argument("--reason", required=True, choices=list(HoldReason), help="why it has to stay")
     hold.add_argument("--case", required=True, help="the file's reference; no name, no number")
     hold.add_argument("--owner", default=None, help="who answers for it: an account's id (you)")
     hold.add_argument("--review-at", required=True, type=_time, help="when it is looked at again")
     release = command(commands, "release", _release, "end a hold; what was due goes on")
-    release.add_argument("hold", type=UUID)
-    release.add_argument("--why", required=True)
+    release.add_argument("hold", type=UUID, help="its id, as hold gave it")
+    release.add_argument("--why", required=True, help="why it ends; kept beside the hold")
     release.add_argument("--person-told-at", type=_time, help="when the person who asked for the restriction was told")
     listed = command(commands, "holds", _list_holds, "list the holds that stand, those to be reviewed soonest first")
     listed.add_argument("--json", action="store_true", help="one JSON object a line")
@@ -74,13 +76,14 @@ def _holds(commands: Commands, command: Command) -> None:
 def _erasures(commands: Commands, command: Command) -> None:
     more = "One recording, or all that the conditions cover (an authority's order): say their number with --confirm."
     erase = command(commands, "erase", _erase, "have recordings erased before their date", more)
-    erase.add_argument("recording", type=UUID, nargs="?")
-    erase.add_argument("--line")
-    erase.add_argument("--basis")
-    erase.add_argument("--disposition", choices=[*Disposition, "none"])
+    erase.add_argument("recording", type=UUID, nargs="?", help="this one alone")
+    erase.add_argument("--line", help="of this line")
+    erase.add_argument("--basis", help="on this legal basis")
+    erase.add_argument("--disposition", choices=[*Disposition, "none"], help="of this kind of call")
     erase.add_argument("--since", type=_time, help="that began at or after")
     erase.add_argument("--until", type=_time, help="that began before")
-    erase.add_argument("--cause", default="no_longer_needed", choices=["no_longer_needed", "order"])
+    causes = ["no_longer_needed", "order"]
+    erase.add_argument("--cause", default=causes[0], choices=causes, help=f"why ({causes[0]})")
     erase.add_argument("--confirm", type=int, metavar="COUNT", help="without it nothing is done but counting")
     listed = command(commands, "erasures", _list_erasures, "list erasures: due, waiting, done")
     listed.add_argument("-n", "--limit", type=int, default=50, help="how many, the latest first (50)")
@@ -89,6 +92,14 @@ def _erasures(commands: Commands, command: Command) -> None:
         commands, "replay-erasures", _replay, "after a database was restored: erase again the keys that came back",
         "Run it before anything else is started.",
     )  # fmt: skip
+
+
+def own_account() -> str:
+    """Who runs this command: an account's id."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's user need not have a name
+        return str(os.getuid())
 
 
 def _time(text: str) -> datetime:
@@ -143,13 +154,13 @@ def _dispose(args: argparse.Namespace) -> None:
     _, store, desk = _desk(args)
     said = Said(Disposition(args.disposition), args.minor, args.guardian_consent)
     with store:
-        outcome = desk.dispose(args.recording, said, getpass.getuser())
+        outcome = desk.dispose(args.recording, said, own_account())
     print(type(outcome).__name__.lower())
 
 
 def _hold(args: argparse.Namespace) -> None:
     _, store, desk = _desk(args)
-    owner = args.owner or getpass.getuser()
+    owner = args.owner or own_account()
     with store:
         hold = desk.hold(args.recording, HoldReason(args.reason), case=args.case, owner=owner, review_at=args.review_at)
     print(f"hold {hold.id}, to be reviewed by {hold.review_at.isoformat()}")
@@ -171,7 +182,7 @@ def _erase(args: argparse.Namespace) -> int:
     conditions = [args.line, args.basis, args.disposition, args.since, args.until]
     if bool(args.recording) == any(condition is not None for condition in conditions):
         raise CallrecError("It is not clear what to erase", hint="Give one recording, or conditions")
-    cause, account = Cause(args.cause), getpass.getuser()
+    cause, account = Cause(args.cause), own_account()
     with store:
         records = RightsRecords(store, node=config.node)
         found = [args.recording] if args.recording else records.bulk(
@@ -200,6 +211,11 @@ def _list_erasures(args: argparse.Namespace) -> None:
 
 def _replay(args: argparse.Namespace) -> None:
     config = load(args.config)
+    bucket = service.objects(config, "sweep")
+    try:
+        erased = erased_before(bucket)
+    finally:
+        bucket.close()
     with service.database(config, "sweep") as store:
-        again = RightsRecords(store, node=config.node).replay_erasures()
-    print(f"{len(again)} keys had come back and are erased again")
+        again = RightsRecords(store, node=config.node).replay_erasures(erased)
+    print(f"{len(again)} recordings had come back; their keys are gone again, and the sweeper looks for the rest")

@@ -16,20 +16,24 @@ from callrec.call import events as on
 from callrec.call.policy import Line, Prompt
 from callrec.config import Config
 from callrec.errors import SpoolError, StoreError
-from callrec.esl.conduct import Node, Registry
+from callrec.esl.conduct import Node
 from callrec.esl.link import OutboundServer
 from callrec.esl.listener import Listener
+from callrec.esl.registry import Registry
 from callrec.esl.watcher import Watcher
-from callrec.ledger.caller import conceal
+from callrec.ledger.caller import conceal, look_up
 from callrec.log import Log
 from callrec.process import Role
+from callrec.recording import lifecycle
 from callrec.recording.objects import S3Objects
 from callrec.recording.playback import Player
 from callrec.recording.spool import Spool
 from callrec.recording.upload import Shipper
 from callrec.rights.desk import Desk
 from callrec.rights.erasure import Eraser
+from callrec.rights.reference_code import new_code, show_code
 from callrec.rights.sweeper import Sweeper
+from callrec.rights.vigil import Vigil
 from callrec.sound import Sounds
 from callrec.store import live
 from callrec.store.db import Database
@@ -46,6 +50,7 @@ log = Log(__name__)
 
 _DRAIN = 20.0  # seconds that calls in their interview have to end before they are released as they are
 _ROOM = 1.0  # seconds between looks at the spool
+_PROOF = 2.0  # seconds between looks at what the last probe found
 
 ROLES = ("listen", "ship", "sweep", "api")
 
@@ -120,6 +125,7 @@ def listen(config: Config, http: tuple[str, int] | None) -> None:
         control=watcher,
         prompts=partial(with_sounds, sounds),
         conceal=partial(conceal, lookup_key=config.secrets.lookup_key(), public_key=config.public_key),
+        refer=partial(refer, config.secrets.lookup_key()),
         name=config.node,
         decision_timeout=config.listen.decision_timeout,
         room=directory.has_room(),
@@ -144,6 +150,8 @@ def listen(config: Config, http: tuple[str, int] | None) -> None:
         part.start()
     watcher.start(node, registry)
     gevent.spawn(_keep_room_current, node)
+    if config.storage.worm_probe == "enforce":
+        gevent.spawn(_keep_storage_current, node, RightsRecords(store, node=config.node), config.storage.bucket)
     server.start()
     role.start(http)
     role.wait()
@@ -181,6 +189,25 @@ def _keep_room_current(node: Node) -> None:
             (log.info if room else log.error)("spool_has_room" if room else "spool_full")
         node.room = room
         gevent.sleep(_ROOM)
+
+
+def refer(lookup_key: bytes) -> tuple[str, bytes]:
+    """A new reference code as people read it, and what is kept of it (D11)."""
+    code = new_code()
+    return show_code(code), look_up(code, lookup_key)
+
+
+def _keep_storage_current(node: Node, records: RightsRecords, bucket: str) -> None:
+    """Record nothing on storage that failed its latest probe. Before the first probe of all, nothing is known."""
+    while True:
+        with suppress(StoreError):  # without Postgres nothing is recorded anyway
+            failed = records.storage_failures(bucket)
+            if failed and node.storage_ok:
+                log.error("storage_unproven", failed=failed)
+            elif not failed and not node.storage_ok:
+                log.info("storage_proven")
+            node.storage_ok = not failed
+        gevent.sleep(_PROOF)
 
 
 def ship(config: Config, http: tuple[str, int] | None) -> None:
@@ -224,11 +251,14 @@ def sweep(config: Config, http: tuple[str, int] | None) -> None:
     redis = live.connect(config.redis.url, config.secrets.redis_password())
     view = live.LiveState(redis, live_ttl=config.redis.live_ttl_seconds, ended_ttl=config.redis.ended_ttl_seconds)
     records = RightsRecords(store, node=config.node)
-    eraser = Eraser(records, bucket, directory, view)
-    sweeper = Sweeper(records, eraser, bucket, config.bases, config.terms.patience)
+    eraser = Eraser(records, bucket, directory, view, partial(send, store))
+    vigil = Vigil(bucket, lifecycle.rules(config.bases.values()), records)
+    sweeper = Sweeper(records, eraser, bucket, config.bases, config.terms.patience, more=vigil.chores)
     needs = {"postgres": store.alive, "storage": lambda: bucket.check().object_lock, "redis": view.alive}
     role = Role("sweep", needs)
     store.open()
+    with suppress(StoreError):  # Postgres is away: the leases end by themselves
+        records.unclaim_erasures()
     role.start(http)
     sweeper.run(role.stopping)
     store.close()

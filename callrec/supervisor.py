@@ -85,7 +85,7 @@ class Supervisor:
             child = subprocess.Popen(  # noqa: S603 # our own program
                 [sys.executable, "-m", "callrec", role, "--config", str(self._config.path), "--http", "none"],
                 env=environment(role, os.environ, self._directory),
-                preexec_fn=die_with_parent,  # noqa: PLW1509 # one prctl; it takes no lock
+                preexec_fn=die_with_parent(),  # noqa: PLW1509 # one prctl; it takes no lock
             )
             self._children[role] = child
             if self._stopping.is_set():  # it was set while the process was being made

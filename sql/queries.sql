@@ -28,9 +28,10 @@ WITH seen AS (
      WHERE %(lookup)s::bytea IS NOT NULL
 ), basis AS (
     INSERT INTO recording (recording_id, call_id, node, channel, line, basis, notice, notice_version, purposes, lock_mode,
-                           prefix, authorised_at, retain_until, retention_inputs)
+                           prefix, authorised_at, retain_until, retention_inputs, reference)
     SELECT %(recording_id)s, call_id, %(node)s, %(channel)s, %(line)s, %(basis)s, %(notice)s, %(notice_version)s,
-           %(purposes)s, %(lock_mode)s, %(prefix)s, %(authorised_at)s, %(retain_until)s, %(retention_inputs)s::jsonb
+           %(purposes)s, %(lock_mode)s, %(prefix)s, %(authorised_at)s, %(retain_until)s, %(retention_inputs)s::jsonb,
+           %(reference)s::bytea
       FROM seen
 )
 INSERT INTO ledger (call_id, recording_id, ordinal, kind, body, node, at)

@@ -131,7 +131,7 @@ SELECT r.recording_id, r.stopped_at, s.escalated_at
        LEFT JOIN escalation s USING (recording_id)
  WHERE r.basis = ANY (%(bases)s) AND r.state = 'stored' AND r.stopped_at <= %(before)s
    AND d.recording_id IS NULL AND e.recording_id IS NULL
-   AND (s.recording_id IS NULL OR s.outcome_at <= now())
+   AND (s.recording_id IS NULL OR s.outcome_at <= %(now)s)
    AND NOT EXISTS (SELECT FROM hold h WHERE h.recording_id = r.recording_id AND h.released_at IS NULL)
  ORDER BY r.stopped_at LIMIT %(limit)s;
 
@@ -143,7 +143,8 @@ WITH told AS (
 INSERT INTO ledger (call_id, recording_id, kind, body, node, at)
 SELECT r.call_id, r.recording_id, 'disposition_missing', jsonb_build_object('outcome_at', %(outcome_at)s::timestamptz),
        %(node)s, %(at)s
-  FROM told JOIN recording r USING (recording_id);
+  FROM told JOIN recording r USING (recording_id)
+RETURNING entry_id;
 
 -- name: place_hold
 -- No row: the key went in this moment, and nothing can be held.

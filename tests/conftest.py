@@ -4,4 +4,4 @@ from gevent import monkey
 
 monkey.patch_all()
 
-pytest_plugins = ["fix_stack", "fix_callrec", "fix_store"]
+pytest_plugins = ["fix_stack", "fix_callrec", "fix_store", "fix_rights"]

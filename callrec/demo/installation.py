@@ -128,7 +128,7 @@ class Installation:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,  # Ctrl-C reaches us alone, and we stop it
-                preexec_fn=die_with_parent,  # noqa: PLW1509 # one prctl; it takes no lock
+                preexec_fn=die_with_parent(),  # noqa: PLW1509 # one prctl; it takes no lock
             )
         deadline = time.monotonic() + _READY
         while time.monotonic() < deadline and self._process.poll() is None:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cache
-from typing import Protocol
+from typing import Any, Protocol
 
 from gevent.event import Event
 from gevent.queue import Empty, SimpleQueue
@@ -23,7 +23,7 @@ from callrec import metrics
 from callrec.call import commands as do
 from callrec.call import events as on
 from callrec.call import machine
-from callrec.call.policy import Line, Policy
+from callrec.call.policy import BasisKind, Line, Policy
 from callrec.call.state import Call, State, Timing
 from callrec.errors import LinkError, SpoolError, StoreError
 from callrec.esl import dialect
@@ -38,6 +38,7 @@ from callrec.store.records import CallFacts, CallRecords, Noted
 log = Log(__name__)
 
 EXIT = 2.0  # seconds for FreeSWITCH to answer `exit`
+_LONGEST_CALL = 86_400.0  # seconds
 _OVER = frozenset({State.UNRECORDED, State.ENDED})
 
 
@@ -71,51 +72,23 @@ class Node:
     name: str
     decision_timeout: float = 0.25
     room: bool = True  # in the spool; kept current by the service
+    storage_ok: bool = True  # no probe has found that the object store breaks its word; kept current by the service
+    refer: Callable[[], tuple[str, bytes]] | None = None  # a new reference code, and what is kept of it (D11)
     timing: Timing = field(default_factory=Timing)
-
-
-class Registry:
-    """The calls that are being conducted, by FreeSWITCH's Unique-ID.
-
-    A caller who is transferred to another line is a new call on the same channel, beside the one before.
-    """
-
-    def __init__(self) -> None:
-        self._by_channel: dict[str, list[Conduct]] = {}
-
-    def __len__(self) -> int:
-        return sum(map(len, self._by_channel.values()))
-
-    def add(self, conduct: "Conduct") -> None:
-        self._by_channel.setdefault(conduct.facts.channel, []).append(conduct)
-
-    def remove(self, conduct: "Conduct") -> None:
-        channel = conduct.facts.channel
-        left = [other for other in self._by_channel.pop(channel, []) if other is not conduct]
-        if left:
-            self._by_channel[channel] = left
-
-    def get(self, channel: str) -> "Conduct | None":
-        """The latest call on this channel."""
-        return self._by_channel[channel][-1] if channel in self._by_channel else None
-
-    def on(self, channel: str) -> list["Conduct"]:
-        """Every call on this channel, the latest last."""
-        return list(self._by_channel.get(channel, ()))
-
-    def all(self) -> list["Conduct"]:
-        return [conduct for conducts in self._by_channel.values() for conduct in conducts]
 
 
 class Conduct:
     """One call, from the first word of FreeSWITCH to the last note about it."""
 
     __slots__ = (
-        "_caller", "_closed", "_key_at", "_link", "_masked", "_notes", "_ordinal", "_seen",
-        "_superseded", "call", "facts", "handed_on", "mailbox", "node", "path",
+        "_before", "_caller", "_closed", "_code", "_key_at", "_link", "_masked", "_moved", "_notes", "_ordinal",
+        "_seen", "_superseded", "call", "facts", "handed_on", "mailbox", "node", "path",
     )  # fmt: skip
 
-    def __init__(self, node: Node, facts: CallFacts, call: Call, link: OutboundLink | None, caller: str = "") -> None:
+    def __init__(
+        self, node: Node, facts: CallFacts, call: Call, link: OutboundLink | None, caller: str = "", *,
+        before: dialect.Before | None = None,
+    ) -> None:  # fmt: skip
         """`caller` is the calling number as it came; it goes nowhere but into `Node.conceal`."""
         self.node = node
         self.facts = facts
@@ -125,12 +98,15 @@ class Conduct:
         self.handed_on = link is None
         self._link = link
         self._caller = caller
+        self._code = ""  # what a caller without a number names this call by (D11)
         self._notes: list[Noted] = []
         self._ordinal = 0
         self._seen: deque[int] = deque(maxlen=32)
         self._key_at = 0.0
         self._masked = False
         self._superseded = False
+        self._moved = False  # somebody sent the call elsewhere in the middle of the interview
+        self._before = before or dialect.Before()
         self._closed: Event | None = None  # set when the outbound link has ended
         _in_state(call.state).inc()
 
@@ -151,6 +127,10 @@ class Conduct:
         """Take an event of FreeSWITCH, from either link; one that came over both is taken once."""
         number = dialect.sequence(headers)
         if number and number in self._seen:
+            return
+        if not self.handed_on and dialect.moved(headers, self._before):
+            self._moved = True
+            self.mailbox.put(on.LinkLost())
             return
         event = dialect.understand(headers, self.path)
         if event is not None:
@@ -211,7 +191,7 @@ class Conduct:
             _in_state(self.call.state).inc()
         for command in commands:
             self._perform(command)
-        if isinstance(event, on.LinkLost):
+        if isinstance(event, on.LinkLost) and not self._moved:
             self._link = None
         if self.call.released:  # the caller is on the way; before that only `authorise` writes
             self._flush()
@@ -226,7 +206,8 @@ class Conduct:
         if self._link is not None:
             if self._link.connected:  # closing with events unread would reset the connection, and `exit` be lost
                 self._closed = Event()
-                self._closed.wait(EXIT)
+                # Where the call went, closing would tear it out: FreeSWITCH closes when it is over.
+                self._closed.wait(_LONGEST_CALL if self._moved else EXIT)
             self._link.close()
 
     # what is done about it
@@ -279,12 +260,13 @@ class Conduct:
         commitment = {"caller_commitment": caller.commitment} if caller is not None else {}
         about = {"basis": basis.id, "citation": basis.citation, "decision": self.call.decision, **commitment}
         about["recording"] = str(self.facts.recording_id)
+        more: dict[str, Any] = {"timeout": self.node.decision_timeout}
+        if caller is None and basis.kind is BasisKind.CONSENT and self.node.refer is not None:
+            self._code, more["reference"] = self.node.refer()
         established = self._noted("basis_established", about | {"purposes": sorted(basis.purposes)})
         begun = time.monotonic()
         try:
-            self.node.records.authorise(
-                self.facts, self.call.decision, [*self._notes, established], caller, timeout=self.node.decision_timeout
-            )
+            self.node.records.authorise(self.facts, self.call.decision, [*self._notes, established], caller, **more)
         except StoreError as error:
             log.warning("basis_not_durable", call=self.facts.call_id, detail=error.detail)
             return on.BasisMissing("ledger_down")
@@ -298,6 +280,8 @@ class Conduct:
         """Why this call can't be recorded although its basis is there; empty when it can."""
         if not self.node.room:
             return "spool_full"
+        if not self.node.storage_ok:
+            return "storage_unproven"
         if self.call.rule.basis.withdraw_keys and not self.node.control.up:
             return "control_link_down"  # what can't be withdrawn may not be begun
         return ""
@@ -336,8 +320,9 @@ class Conduct:
         """Hand the caller on: from here the dialplan goes its way and the inbound link tells us of this call."""
         self.handed_on = True
         if self._link is not None and self._link.connected:
+            restored = [dialect.interruptible(self.facts.channel, self._before.terminators)] if self.facts.line else []
             try:
-                self._link.post_all((b"resume\n\n", b"exit\n\n"))
+                self._link.post_all((*restored, *(() if self._moved else (b"resume\n\n", b"exit\n\n"))))
             except LinkError:
                 self._link.close()  # socket_resume carries the caller on
 
@@ -388,6 +373,7 @@ class Conduct:
                 "masked": "1" if self._masked and recorded else "0",
                 "since": datetime.now(UTC).isoformat(timespec="milliseconds"),
                 "node": self.node.name,
+                **({"reference": self._code} if self._code and recorded else {}),  # otherwise Redis keeps what it has
             },
             ended=ended,
         )

@@ -5,6 +5,7 @@ Which header says what was seen on FreeSWITCH 1.10.12; nothing here decides anyt
 
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cache
 
@@ -25,6 +26,7 @@ INBOUND_EVENTS = "event plain DTMF RECORD_START RECORD_STOP CHANNEL_HANGUP_COMPL
 _RECORD_VARIABLES = "{RECORD_STEREO=true,RECORD_PRE_BUFFER_FRAMES=0,enable_file_write_buffering=false,RECORD_MIN_SEC=0}"
 _KEYS = frozenset("0123456789*#ABCD")
 _LONGEST_NUMBER = 18  # digits; fits a bigint of Postgres
+_TERMINATORS = re.compile(r"[0-9*#]{1,16}|any|none")
 _CHANNEL = re.compile(r"[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}")
 
 
@@ -51,6 +53,30 @@ def caller_number(headers: Headers) -> str:
     """The calling number, empty where it is withheld."""
     withheld = headers.get("Caller-Privacy-Hide-Number") == "true"
     return "" if withheld else headers.get("Caller-Caller-ID-Number")
+
+
+@dataclass(frozen=True, slots=True)
+class Before:
+    """What the channel brought with it to the interview."""
+
+    terminators: str = ""  # the keys that end a prompt; empty: FreeSWITCH's own
+    transfer: str = ""  # FreeSWITCH's mark of the last transfer; empty: there was none
+
+
+def before(headers: Headers) -> Before:
+    """From the reply to `connect`. Terminators are taken only as FreeSWITCH knows them: they go back in a command."""
+    terminators = headers.get("variable_playback_terminators")
+    return Before(terminators if _TERMINATORS.fullmatch(terminators) else "", headers.get("variable_transfer_source"))
+
+
+def moved(headers: Headers, before: Before) -> bool:
+    """Whether this says, in the middle of an interview, that somebody sent the call elsewhere.
+
+    An application that a transfer cuts tells of it by the transfer's new mark, before `socket` itself is done.
+    """
+    if headers.get("Event-Name") != "CHANNEL_EXECUTE_COMPLETE" or not _up(headers):
+        return False
+    return headers.get("Application") == "socket" or headers.get("variable_transfer_source") != before.transfer
 
 
 def sequence(headers: Headers) -> int:
@@ -100,8 +126,6 @@ def _completed(headers: Headers, _path: str) -> on.Event | None:
             return on.PromptEnded(token, played, happened_at(headers), _heard(headers) if played else None)
         case "flush_dtmf":
             return on.KeysFlushed(token, sequence(headers))
-        case "socket":  # not by our doing: the call was transferred away, and what is played now goes elsewhere
-            return on.LinkLost() if _up(headers) else on.Hangup()
     return None
 
 
@@ -168,6 +192,11 @@ def answer() -> bytes:
 def uninterruptible() -> bytes:
     """FreeSWITCH ends a prompt at `*` unless told otherwise."""
     return wire.execute("set", "playback_terminators=none", "set")
+
+
+def interruptible(channel: str, terminators: str) -> bytes:
+    """Undo `uninterruptible` for the prompts that follow ours; without terminators FreeSWITCH's own hold again."""
+    return wire.command(f"api uuid_setvar {channel} playback_terminators {terminators}".rstrip())
 
 
 def play(path: str, token: str) -> bytes:

@@ -12,8 +12,9 @@ from callrec.call.policy import e164
 from callrec.call.state import Call
 from callrec.errors import CallrecError, LinkError, WireError
 from callrec.esl import dialect
-from callrec.esl.conduct import EXIT, Conduct, Node, Registry
+from callrec.esl.conduct import EXIT, Conduct, Node
 from callrec.esl.link import OutboundLink
+from callrec.esl.registry import Registry
 from callrec.esl.wire import Headers
 from callrec.log import Log
 from callrec.store.records import CallFacts
@@ -82,7 +83,8 @@ class Listener:
             line = self._node.prompts(line)
         facts = CallFacts(uuid4(), uuid4(), channel, line, datetime.now(UTC))
         caller = e164(dialect.caller_number(data), policy.country) or ""
-        return Conduct(self._node, facts, Call(facts.call_id, facts.recording_id, self._node.timing), link, caller)
+        call = Call(facts.call_id, facts.recording_id, self._node.timing)
+        return Conduct(self._node, facts, call, link, caller, before=dialect.before(data))
 
     def _turn_away(self, link: OutboundLink) -> None:
         """Nothing can be done for this call: let the dialplan go on with it."""

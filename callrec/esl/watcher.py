@@ -18,8 +18,9 @@ from callrec import metrics
 from callrec.call import events as on
 from callrec.errors import CallrecError, LinkClosedError, LinkError, StoreError
 from callrec.esl import dialect
-from callrec.esl.conduct import Conduct, Node, Registry
+from callrec.esl.conduct import Conduct, Node
 from callrec.esl.link import InboundLink
+from callrec.esl.registry import Registry
 from callrec.esl.wire import Headers
 from callrec.log import Log
 from callrec.store.records import OpenRecording

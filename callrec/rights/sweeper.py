@@ -5,8 +5,8 @@ counted and tried again. S3's lifecycle rules are the safety net beneath, not th
 """
 
 import random
-from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
 import gevent
@@ -14,11 +14,11 @@ from gevent.event import Event
 
 from callrec import metrics
 from callrec.call.policy import Basis, BasisKind
-from callrec.errors import CallrecError
+from callrec.errors import CallrecError, StorageError
 from callrec.log import Log
 from callrec.recording.objects import S3Objects
 from callrec.rights import disposition
-from callrec.rights.disposition import Patience
+from callrec.rights.disposition import Patience, Unsaid
 from callrec.rights.erasure import Eraser
 from callrec.rights.holds import Cause, overdue
 from callrec.store.rights import RightsRecords
@@ -29,10 +29,14 @@ _IDLE = 1.0  # seconds between looks for an erasure
 _CHORE = 10.0  # seconds between rounds of everything else
 _BATCH = 1000
 _LONGEST_PAUSE = 300.0
+_WHOLE_SECONDS = timedelta(seconds=1)  # what servers keep of a lock's date
+
+
+Chore = tuple[Callable[[], bool], float]  # a step that says whether there is more to do, and the pause if not, seconds
 
 
 class Sweeper:
-    """The chores of one node. `patience` is what the operator gives a call without a disposition."""
+    """The chores of one node. `patience` is what the operator gives a call without a disposition; `more` are others."""
 
     def __init__(
         self,
@@ -42,6 +46,7 @@ class Sweeper:
         bases: Mapping[str, Basis],
         patience: Patience,
         *,
+        more: Sequence[Chore] = (),
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._records = records
@@ -49,13 +54,14 @@ class Sweeper:
         self._objects = objects
         self._statutory = [basis.id for basis in bases.values() if basis.kind is BasisKind.NOTICE]
         self._patience = patience
+        self._more = more
         self._clock = clock
 
     def run(self, stop: Event, workers: int = 2) -> None:
         """Do the chores until `stop` is set. What is under way may be cut off: all of it can be repeated."""
-        chores: list[tuple[Callable[[], bool], float]] = [(self._eraser.erase_next, _IDLE)] * workers
+        chores: list[Chore] = [(self._eraser.erase_next, _IDLE)] * workers
         chores += [(chore, _CHORE) for chore in (self.expire, self.seal, self.escalate, self.apply_holds, self.mind)]
-        greenlets = [gevent.spawn(self._work, stop, chore, pause) for chore, pause in chores]
+        greenlets = [gevent.spawn(self._work, stop, chore, pause) for chore, pause in [*chores, *self._more]]
         stop.wait()
         gevent.joinall(greenlets, timeout=5)
         gevent.killall(greenlets)
@@ -64,16 +70,17 @@ class Sweeper:
         while not stop.is_set():
             try:
                 busy = chore()
-            except CallrecError as error:
+            except Exception as error:  # a chore that ends would leave what it minds undone
                 metrics.RETRIES.labels("sweep").inc()
-                log.warning("chore_failed", chore=chore.__name__, why=str(error))
+                known = isinstance(error, CallrecError)
+                log.warning("chore_failed", chore=chore.__name__, exc_info=not known, why=str(error) if known else "")
                 busy = False
             if not busy:
                 stop.wait(pause * random.uniform(0.5, 1.5))  # noqa: S311 # jitter
 
     def expire(self) -> bool:
         """Have erased what has reached its date, and not before (C1, C2)."""
-        found = self._records.expire(_BATCH)
+        found = self._records.expire(self._clock(), _BATCH)
         metrics.EXPIRED.inc(found)
         return found == _BATCH
 
@@ -85,11 +92,12 @@ class Sweeper:
         recording_id, attempts = claimed
         try:
             self._seal(recording_id)
-        except CallrecError as error:
+        except Exception as error:  # noqa: BLE001 # whatever is wrong with one recording, the others go on
+            why = str(error) if isinstance(error, CallrecError) else type(error).__name__
             pause = random.uniform(0, min(_LONGEST_PAUSE, 2.0 ** min(attempts, 12)))  # noqa: S311 # jitter
             metrics.RETRIES.labels("seal").inc()
-            log.warning("seal_put_off", recording=recording_id, why=str(error))
-            self._records.seal_failed(recording_id, str(error), pause)
+            log.warning("seal_put_off", recording=recording_id, why=why)
+            self._records.seal_failed(recording_id, why, pause)
         return True
 
     def _seal(self, recording_id: UUID) -> None:
@@ -98,7 +106,7 @@ class Sweeper:
         key, version, until = row["object_key"], row["version_id"], row["retain_until"]
         self._objects.seal(key, version, until)
         mode, end = self._objects.lock_of(key, version)
-        if mode != "COMPLIANCE" or end is None or end < until:
+        if mode != "COMPLIANCE" or end is None or end < until - _WHOLE_SECONDS:
             raise CallrecError("The object store did not keep the lock it was given", detail=f"{mode} until {end}")
         self._records.locked_compliance(recording_id)
         metrics.LOCKED.inc()
@@ -107,28 +115,37 @@ class Sweeper:
     def escalate(self) -> bool:
         """Tell of calls that nobody said anything about, and do what the operator configured when nobody acts (B3)."""
         now = self._clock()
-        rows = self._records.unsaid(self._statutory, now - self._patience.escalate_after)
+        rows = self._records.unsaid(self._statutory, now, now - self._patience.escalate_after)
         for row in rows:
             match disposition.unsaid(row["stopped_at"], row["escalated_at"], now, self._patience):
-                case disposition.Escalate(outcome_at):
-                    self._records.escalate(row["recording_id"], now, outcome_at)
-                    metrics.ESCALATIONS.inc()
-                    log.warning("disposition_missing", recording=row["recording_id"], outcome_at=outcome_at.isoformat())
+                case disposition.Escalate(at):
+                    outcome_at = at if self._patience.outcome is Unsaid.ERASE else None  # else a person ends it
+                    if self._records.escalate(row["recording_id"], now, outcome_at):
+                        metrics.ESCALATIONS.inc()
+                        log.warning("disposition_missing", recording=row["recording_id"], outcome_at=outcome_at)
                 case disposition.Erase():
-                    self._records.request_erasure(
-                        row["recording_id"], Cause.DISPOSITION, {"cause": "disposition_missing"}
-                    )
+                    about = {"cause": "disposition_missing"}
+                    self._records.request_erasure(row["recording_id"], Cause.DISPOSITION, about, unless_said=True)
         return False
 
     def apply_holds(self) -> bool:
         """Have S3 show what stands: its legal hold on while any hold stands, off when none does (E11)."""
         rows = self._records.holds_to_apply()
         for row in rows:
-            self._objects.hold(row["object_key"], row["version_id"], on=row["standing"])
-            if self._objects.held(row["object_key"], row["version_id"]) is not row["standing"]:
-                raise CallrecError("The object store did not change the legal hold", detail=str(row["recording_id"]))
-            self._records.hold_applied(row["recording_id"], standing=row["standing"])
+            standing = row["standing"]
+            try:
+                self._show_hold(row["object_key"], row["version_id"], on=standing)
+            except StorageError as error:  # one that fails keeps no other waiting
+                metrics.RETRIES.labels("hold").inc()
+                log.error("hold_not_applied", recording=row["recording_id"], standing=standing, why=str(error))
+                continue
+            self._records.hold_applied(row["recording_id"], standing=standing)
         return False
+
+    def _show_hold(self, key: str, version_id: str, *, on: bool) -> None:
+        self._objects.hold(key, version_id, on=on)
+        if self._objects.held(key, version_id) is not on:
+            raise StorageError("The object store did not change the legal hold")
 
     def mind(self) -> bool:
         """Alarm at working day 3 of a revocation and at its breach (C4); count holds and those to be reviewed (E17)."""

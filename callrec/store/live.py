@@ -11,6 +11,8 @@ For each call one hash, `callrec:call:<FreeSWITCH Unique-ID>`, with the fields
     masked     1 while the recording is masked, otherwise 0
     since      when this state began, RFC 3339 in UTC
     node       the node that has the call
+    reference  the code by which a caller who withheld the number names the call later (D11), for the agent to read out;
+               only while such a call is recorded
 
 It expires by itself, also when callrec dies. An agent's desktop reads it and waits for nothing. Writes are sent by one
 greenlet, newest state only, so that a slow or dead Redis costs a call nothing.

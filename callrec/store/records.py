@@ -57,9 +57,18 @@ class CallRecords:
         self._timezone = timezone
 
     def authorise(
-        self, facts: CallFacts, decision: str, notes: Sequence[Noted], caller: Concealed | None, *, timeout: float
+        self,
+        facts: CallFacts,
+        decision: str,
+        notes: Sequence[Noted],
+        caller: Concealed | None,
+        *,
+        timeout: float,
+        reference: bytes | None = None,
     ) -> None:
         """Make the basis of this call durable, and every note so far. StoreError: it is not, or nobody knows.
+
+        `reference` is the keyed hash of the code that a caller without a number was given (D11).
 
         Where nobody knows, a `note` of the call settles it: what arrives in Postgres behind that establishes nothing,
         and what arrived before it is there for a `void`.
@@ -79,6 +88,7 @@ class CallRecords:
             "lookup": caller.lookup if caller else None,
             "salt": caller.salt if caller else None,
             "sealed": caller.sealed if caller else None,
+            "reference": reference,
             **self._retention(line, now),
         }
         if not self._database.run("authorise", params, timeout=timeout):

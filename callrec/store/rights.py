@@ -148,12 +148,13 @@ class RightsRecords:
     def seal_failed(self, recording_id: UUID, error: str, retry_in: float) -> None:
         self._database.run("seal_failed", {"recording_id": recording_id, "error": error, "retry_in": retry_in})
 
-    def unsaid(self, bases: Sequence[str], before: datetime, limit: int = 100) -> list[Row]:
-        return self._database.run("unsaid", {"bases": list(bases), "before": before, "limit": limit})
+    def unsaid(self, bases: Sequence[str], now: datetime, before: datetime, limit: int = 100) -> list[Row]:
+        return self._database.run("unsaid", {"bases": list(bases), "now": now, "before": before, "limit": limit})
 
-    def escalate(self, recording_id: UUID, at: datetime, outcome_at: datetime | None) -> None:
+    def escalate(self, recording_id: UUID, at: datetime, outcome_at: datetime | None) -> bool:
+        """False when it was before. Without `outcome_at` only a person ends it."""
         about = {"recording_id": recording_id, "at": at, "outcome_at": outcome_at, "node": self._node}
-        self._database.run("escalate", about)
+        return bool(self._database.run("escalate", about))
 
     # Holds
 
@@ -254,6 +255,23 @@ class RightsRecords:
     def erased(self, recording_id: UUID) -> None:
         self._database.run("erased", {"recording_id": recording_id, "node": self._node})
 
+    # The object store's word
+
+    def storage_probed(self, record: Mapping[str, Any]) -> None:
+        """What a probe found, as Report.as_record() gives it."""
+        about = {"bucket": record["bucket"], "at": record["at"], "passed": record["passed"], "failed": record["failed"]}
+        self._database.run("storage_probed", about | {"node": self._node})
+
+    def storage_failures(self, bucket: str) -> list[str]:
+        """The checks that the bucket's latest probe found failing; empty too when it was never probed."""
+        row = self._database.one("storage_proven", {"bucket": bucket})
+        return [] if row is None or row["passed"] else row["failed"] or ["unknown"]
+
+    def entry(self, kind: str, body: Mapping[str, Any]) -> None:
+        """A ledger entry that belongs to no call."""
+        about = {"call_id": None, "recording_id": None, "kind": kind, "body": json.dumps(body), "node": self._node}
+        self._database.run("entry", about)
+
     def note(self, recording_id: UUID, kind: str, body: dict[str, Any]) -> None:
         about = {"recording_id": recording_id, "kind": kind, "body": json.dumps(body), "node": self._node}
         self._database.run("note_of_recording", about)
@@ -274,7 +292,7 @@ class RightsRecords:
         return [row["recording_id"] for row in self._database.run("bulk", about, timeout=60.0)]
 
     def replay_erasures(self, erased: Mapping[UUID, Cause]) -> list[UUID]:
-        """Erase again what came back with a backup: what the ledger says was erased, and `erased`. Gives what it was."""
+        """Erase again what came back with a backup: what the ledger says was erased, and `erased`. Gives those."""
         named = [{"recording": str(recording), "cause": cause.value} for recording, cause in erased.items()]
         about = {"erased": json.dumps(named), "node": self._node}
         return [row["recording_id"] for row in self._database.run("replay_erasures", about, timeout=300.0)]

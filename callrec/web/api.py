@@ -10,6 +10,7 @@ Bodies and answers are JSON; a field that is not known is refused. Errors are ap
 """
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from enum import StrEnum
@@ -19,14 +20,27 @@ from uuid import UUID
 import falcon
 
 from callrec.call.policy import e164
-from callrec.errors import CallrecError, ConflictError, RightsError, StoreError
+from callrec.errors import (
+    CallrecError,
+    ConflictError,
+    RightsError,
+    StatementRefusedError,
+    StoreError,
+    UnknownError,
+)
+from callrec.log import Log
 from callrec.rights.desk import Desk, Intake
 from callrec.rights.disposition import Disposition, Said, Unchanged
 from callrec.rights.holds import HoldReason
 from callrec.rights.revocation import Channel, GivenBy, Identification, Person, Proof
 from callrec.web.auth import Accounts, Attempts
 
+log = Log(__name__)
+
 _LONGEST_BODY = 64 * 1024
+_LONGEST_TEXT = 1000
+_MOST = 20  # entries of a list
+_YEARS = range(2000, 2100)  # of which a time may be: what computes deadlines has an end
 _E = TypeVar("_E", bound=StrEnum)
 
 
@@ -46,9 +60,12 @@ class Body:
 
     def text(self, name: str, default: str | None = None) -> str:
         value = self._found.pop(name, default)
-        if not isinstance(value, str):
-            raise _bad(name, "a text")
+        if not isinstance(value, str) or len(value) > _LONGEST_TEXT or not value.isprintable():
+            raise _bad(name, f"a text of {_LONGEST_TEXT} printable characters at most")
         return value
+
+    def has(self, name: str) -> bool:
+        return name in self._found
 
     def flag(self, name: str) -> bool:
         value = self._found.pop(name, False)
@@ -64,7 +81,8 @@ class Body:
 
     def all_of(self, name: str, kind: type[_E]) -> tuple[_E, ...]:
         values = self._found.pop(name, [])
-        if not isinstance(values, list) or any(value not in set(kind) for value in map(str, values)):
+        known = isinstance(values, list) and len(values) <= _MOST
+        if not known or not all(isinstance(value, str) and value in set(kind) for value in values):
             raise _bad(name, "a list of " + ", ".join(kind))
         return tuple(kind(value) for value in values)
 
@@ -77,7 +95,7 @@ class Body:
             value = datetime.fromisoformat(self.text(name))
         except ValueError:
             raise _bad(name, "a time such as 2026-12-24T10:00:00+01:00") from None
-        if value.tzinfo is None:
+        if value.tzinfo is None or value.year not in _YEARS:
             raise _bad(name, "a time with its offset, such as 2026-12-24T10:00:00+01:00")
         return value
 
@@ -93,8 +111,9 @@ class Body:
 
     def end(self) -> None:
         if self._found:
+            names = sorted(name for name in self._found if re.fullmatch(r"[a-z_]{1,40}", name))  # no other is repeated
             raise falcon.HTTPBadRequest(
-                title="The body has fields that are not known", description=", ".join(sorted(self._found))
+                title="The body has fields that are not known", description=", ".join(names[:_MOST])
             )
 
 
@@ -121,7 +140,9 @@ class Callbacks:
         pages.add_route("/v1/recordings/{subject}/holds", _Post(self._hold))
         pages.add_route("/v1/holds/{subject}/review", _Post(self._review))
         pages.add_route("/v1/holds/{subject}/release", _Post(self._release))
+        pages.add_error_handler(Exception, fault)  # falcon takes the most specific one
         pages.add_error_handler(CallrecError, problem)
+        pages.set_error_serializer(refusal)
 
     def _revoke(self, request: falcon.Request, _subject: str) -> tuple[str, dict[str, Any]]:
         account, body = self._accounts.account(request.auth or ""), Body(request)
@@ -198,12 +219,9 @@ class Callbacks:
     def _release(self, request: falcon.Request, subject: str) -> tuple[str, dict[str, Any]]:
         self._accounts.account(request.auth or "")
         body = Body(request)
-        why, told = body.text("why"), body.text("person_told_at", "")
+        why = body.text("why")
+        told_at = body.time("person_told_at") if body.has("person_told_at") else None
         body.end()
-        try:
-            told_at = datetime.fromisoformat(told).astimezone() if told else None
-        except ValueError:
-            raise _bad("person_told_at", "a time such as 2026-12-24T10:00:00+01:00") from None
         return falcon.HTTP_200, {"recording": str(self._desk.release(identifier(subject), why, told_at))}
 
 
@@ -219,15 +237,32 @@ class _Post:
 def problem(_request: falcon.Request, response: falcon.Response, error: Exception, _params: Mapping[str, Any]) -> None:
     """One of our errors, as RFC 9457 has it."""
     assert isinstance(error, CallrecError)
-    status = (
-        falcon.HTTP_409 if isinstance(error, ConflictError)
-        else falcon.HTTP_422 if isinstance(error, RightsError)
-        else falcon.HTTP_503 if isinstance(error, StoreError)
-        else falcon.HTTP_500
+    kinds = (
+        (ConflictError, falcon.HTTP_409), (UnknownError, falcon.HTTP_404), (RightsError, falcon.HTTP_422),
+        (StatementRefusedError, falcon.HTTP_422), (StoreError, falcon.HTTP_503),
     )  # fmt: skip
+    status = next((status for kind, status in kinds if isinstance(error, kind)), falcon.HTTP_500)
+    if status == falcon.HTTP_503:
+        response.set_header("Retry-After", "5")
+    _tell(response, status, {"title": error.message, "detail": error.detail, "hint": error.hint})
+
+
+def fault(_request: falcon.Request, response: falcon.Response, _error: Exception, _params: Mapping[str, Any]) -> None:
+    """What nobody thought of: to the log by its type and place, never to the caller."""
+    log.error("callback_failed", exc_info=True)
+    _tell(response, falcon.HTTP_500, {"title": "callrec failed", "hint": "Its log says where"})
+
+
+def refusal(_request: falcon.Request, response: falcon.Response, error: falcon.HTTPError) -> None:
+    """What falcon or we refuse by its status, as RFC 9457 has it."""
+    _tell(response, error.status, {"title": error.title or "", "detail": error.description or ""})
+
+
+def _tell(response: falcon.Response, status: str | int, about: dict[str, str]) -> None:
     response.status = status
     response.content_type = "application/problem+json"
-    response.text = json.dumps({"title": error.message, "detail": error.detail, "hint": error.hint})
+    code = falcon.http_status_to_code(status)
+    response.text = json.dumps({"status": code} | {name: value for name, value in about.items() if value})
 
 
 def _bad(name: str, wanted: str) -> falcon.HTTPBadRequest:

@@ -69,7 +69,7 @@ def moto():
         env={**os.environ, "PYTHONWARNINGS": "ignore"},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
-        preexec_fn=die_with_parent,  # noqa: PLW1509 # one prctl; it takes no lock
+        preexec_fn=die_with_parent(),  # noqa: PLW1509 # one prctl; it takes no lock
     )
     endpoint = f"http://127.0.0.1:{port}"
 

@@ -23,6 +23,8 @@ from callrec.errors import LinkClosedError, StoreError
 from callrec.esl import conduct as module
 from callrec.esl import wire
 from callrec.esl.conduct import Conduct, Node
+from callrec.esl.dialect import Before
+from callrec.esl.registry import Registry
 from callrec.ledger.caller import Concealed
 from callrec.log import JsonFormatter
 from callrec.recording.spool import Spool
@@ -143,10 +145,10 @@ class Stage:
         self.link.connected = False
         self.conduct.link_ended()
 
-    def begin(self, line=SERVICE, caller=CALLER):
+    def begin(self, line=SERVICE, caller=CALLER, before=None):
         facts = CallFacts(uuid4(), uuid4(), str(uuid4()), line, datetime.now(UTC))
         call = Call(facts.call_id, facts.recording_id, self.node.timing)
-        self.conduct = Conduct(self.node, facts, call, self.link, caller)
+        self.conduct = Conduct(self.node, facts, call, self.link, caller, before=before)
         self.greenlet = gevent.spawn(self.conduct.run, on.Arrived(line))
         self.reach(State.ANNOUNCING if line else State.UNRECORDED)
         return self
@@ -337,8 +339,65 @@ def test_every_caller_is_handed_on_by_the_same_words_d7(tmp_path):
             stage.reach(State.RECORDING)
             stage.hangs_up()
         stage.over()
-        ways.append([text for text in stage.posted() if " start " not in text and not text.startswith("sendmsg")])
-    assert ways == [["resume", "exit"]] * 4
+        words = [text for text in stage.posted() if " start " not in text and not text.startswith("sendmsg")]
+        ways.append([text.replace(stage.conduct.facts.channel, "CHANNEL") for text in words])
+    assert ways == [["api uuid_setvar CHANNEL playback_terminators", "resume", "exit"]] * 4
+
+
+# a call that moves
+
+
+@pytest.mark.parametrize("before", ["", "any", "#9"])
+def test_prompts_behind_us_end_at_the_keys_that_ended_them_before(stage, before):
+    stage.begin(before=Before(before)).key("2")
+    stage.over()
+    restored, resume, leave = stage.posted()[-3:]
+    assert restored == f"api uuid_setvar {stage.conduct.facts.channel} playback_terminators {before}".strip()
+    assert (resume, leave) == ("resume", "exit")
+
+
+@pytest.mark.parametrize("way", ["socket", "playback"])
+def test_a_call_sent_elsewhere_in_the_interview_is_left_alone(stage, way):
+    stage.begin(before=Before(transfer="first"))
+    stage.hear("CHANNEL_EXECUTE_COMPLETE", Application="answer", variable_transfer_source="first")
+    mark = "first" if way == "socket" else "second"
+    error = {"Application_UUID": stage.conduct.call.token, "Application_Response": "PLAYBACK ERROR"}
+    stage.hear("CHANNEL_EXECUTE_COMPLETE", Application=way, variable_transfer_source=mark, **error)
+    stage.reach(State.UNRECORDED)
+    until(lambda: stage.live.states[-1]["ended"], "its end")
+    assert stage.conduct.call.decision == "link_lost"
+    assert not {"resume", "exit"} & set(stage.posted())  # either would tear it out of where it is now
+    assert stage.link.connected, "closing the link would, too"
+    stage.link_lost()
+    stage.over()
+
+
+def test_the_calls_before_on_a_channel_stop_and_leave_its_live_state_to_the_next(stage):
+    stage.recording()
+    first, greenlet = stage.conduct, stage.greenlet
+    first.supersede()
+    stage.reach(State.CLOSING)
+    published = len(stage.live.states)
+    stage.hear("RECORD_STOP", Record_File_Path=first.path)
+    stage.reach(State.STOPPED)
+    stage.hear("CHANNEL_HANGUP_COMPLETE", Answer_State="hangup")
+    greenlet.join(10)
+    assert first.call.state is State.ENDED
+    assert ("finished", 8000, False) in stage.journal
+    assert len(stage.live.states) == published
+
+
+def test_a_registry_knows_every_call_of_a_channel(stage):
+    registry = Registry()
+    first = stage.begin().conduct
+    again = Conduct(stage.node, first.facts, first.call, None)
+    registry.add(first)
+    registry.add(again)
+    assert (registry.on(first.facts.channel), registry.get(first.facts.channel)) == ([first, again], again)
+    registry.remove(again)
+    assert (registry.all(), len(registry), registry.get(first.facts.channel)) == ([first], 1, first)
+    registry.remove(first)
+    assert (registry.on(first.facts.channel), registry.get(first.facts.channel)) == ([], None)
 
 
 # what is missing

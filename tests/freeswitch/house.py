@@ -13,6 +13,7 @@ from psycopg.conninfo import conninfo_to_dict
 
 from callrec import service
 from callrec.demo.installation import Installation
+from callrec.demo.process import running
 from callrec.demo.scenarios import SCENARIOS
 from callrec.demo.verdict import Inspector
 from callrec.errors import CallrecError
@@ -24,6 +25,7 @@ from callrec.store.orders import carry_out
 NOTICE_SECONDS, ASK_SECONDS = 1.5, 1.0
 WAIT_SECONDS = 2.0  # for a key
 _SETTLE = 60.0
+SUMMARY = {}  # by way into the switch: {scenario: agree or differ}, for the end of the run
 
 
 class House:
@@ -78,6 +80,9 @@ class House:
         """The demo's scenarios, each placed once in this session: {name: (call, verdict)}."""
         if via not in self._played:
             self._played[via] = {scenario.name: rest for scenario, *rest in self.play(SCENARIOS, via=via)}
+            SUMMARY[f"FreeSWITCH, {via}"] = {
+                name: "differ" if verdict.wrong else "agree" for name, (_, verdict) in self._played[via].items()
+            }
         return self._played[via]
 
     def judge(self, scenario, call):
@@ -137,7 +142,7 @@ class House:
         """SIGKILL to this role's process."""
         pid = wait_until(lambda: self.installation.pids().get(role), 20, f"a process of {role}")
         os.kill(pid, signal.SIGKILL)
-        wait_until(lambda: self.installation.pids().get(role) != pid, 20, f"the end of {role}")
+        wait_until(lambda: not running(pid), 20, f"the end of {role}")
 
     def ready(self, seconds=40.0):
         for role in ("listen", "ship"):

@@ -44,6 +44,7 @@ class RealSwitch:
         self.address = ("127.0.0.1", free_port())
         self.sip_port = free_port()
         self.prompts = ""  # directory of callrec's prompts
+        self.environment = {}  # more of it, at the next start
         self._prefix = Path(prefix)
         self._root = root
         self._process = None
@@ -80,9 +81,9 @@ class RealSwitch:
                 "CALLREC_RTP_START": str(rtp),
                 "CALLREC_RTP_END": str(rtp + 998),
                 "CALLREC_AGENT_SAYS": str(self._root / "agent.wav"),
-            },
+            } | self.environment,
             stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
-            start_new_session=True, preexec_fn=die_with_parent,  # noqa: PLW1509 # one prctl; it takes no lock
+            start_new_session=True, preexec_fn=die_with_parent(),  # noqa: PLW1509 # one prctl; it takes no lock
         )  # fmt: skip
 
     def _connected(self):
@@ -111,6 +112,24 @@ class RealSwitch:
         """kill -9. Whatever was going on is gone."""
         self._end(signal.SIGKILL)
 
+    def shut_down(self):
+        """`fsctl shutdown now`, and wait for it. Nothing is finished."""
+        self._link.post(b"api fsctl shutdown now\n\n")
+        self._process.wait(20)
+        self.gone()
+
+    def quiet(self):
+        """Hear no events any more, until the next start: at many calls a second they cost more than the calls."""
+        self._link.request("noevents", _ANSWER)
+
+    @property
+    def pid(self):
+        return self._process.pid
+
+    @property
+    def running(self):
+        return self._process is not None
+
     def _end(self, how):
         if self._process is None:
             return
@@ -130,11 +149,6 @@ class RealSwitch:
         for call in self._calls.values():
             call.over("killed")
         self._calls.clear()
-
-    def wait(self, seconds):
-        """Wait for it to end by itself."""
-        self._process.wait(seconds)
-        self.gone()
 
     def api(self, command):
         return self._link.request(f"api {command}", _ANSWER).reply
@@ -189,6 +203,13 @@ class RealSwitch:
 
 def stamp(headers):
     return int(headers.get("Event-Date-Timestamp")) / 1e6
+
+
+_DUAL_TONES = {
+    key: (low, high)
+    for low, row in zip((697, 770, 852, 941), ("123", "456", "789", "*0#"), strict=True)
+    for high, key in zip((1209, 1336, 1477), row, strict=True)
+}  # ITU-T Q.23, in Hz
 
 
 class RealCall:
@@ -308,8 +329,13 @@ class RealCall:
                 self.switch.api(f"uuid_kill {self.agent()}")
 
     def press(self, keys):
+        """Press these, one after the other; after a `~` as sound, for the switch to hear."""
         self.fact(time.time(), "pressed", keys)
-        self.switch.api(f"uuid_send_dtmf {self.far} {keys}")
+        if keys[0] != "~":
+            self.switch.api(f"uuid_send_dtmf {self.far} {keys}")
+            return
+        tones = ";".join(f"%(120,120,{low},{high})" for low, high in map(_DUAL_TONES.__getitem__, keys[1:]))
+        self.switch.api(f"uuid_broadcast {self.far} tone_stream://{tones}")
 
     def hang_up(self, cause=""):
         self.switch.api(f"uuid_kill {self.far} {cause}")

@@ -43,7 +43,7 @@ def spoke(call, channel):
 
 
 def recorded_to_the_end(house, call, end):
-    """One recording, stored whole: the caller's words from its start to `end` of the call. Gives what the caller heard."""
+    """One recording, stored whole: the caller's words from its start to `end`. Gives what the caller heard."""
     house.settle(call)
     [row] = house.rows(call)
     assert (row["state"], row["abrupt"]) == ("stored", False)
@@ -89,7 +89,8 @@ def test_hold_is_recorded_with_its_music(house, via):
     assert house.switch.api(f"uuid_hold {agent}").startswith("+OK")
     held = call.age
     wait_until(lambda: call.age > held + 2.0, 10)
-    assert house.switch.api(f"uuid_hold off {agent}").startswith("+OK")
+    # As unhold does it: `uuid_hold off` itself wants an agent's phone that said by SIP that it holds.
+    assert house.switch.api(f"uuid_break {call.uuid} all").startswith("+OK")
     wait_until(lambda: call.age > held + 3.0, 10)
     call.hang_up()
     call.result(20)
@@ -157,16 +158,44 @@ def test_a_consent_call_transferred_to_the_sales_line_is_a_new_call_on_a_new_bas
 
 
 @both_ways
-def test_a_transfer_in_the_middle_of_the_notice_ends_the_interview_unrecorded(house, via):
-    call = house.switch.place(CallScript(SALES, talk=0), via=via)
-    call.until("prompting")
+@pytest.mark.parametrize("state", ["announcing", "asking"])
+def test_a_call_transferred_in_the_interview_is_let_go_unrecorded(house, via, state):
+    """Nothing of ours follows it, and its new dialplan runs to its end: what we send or close could tear it out."""
+    call = house.switch.place(CallScript(SERVICE, talk=0), via=via)
+    wait_until(lambda: house.state(call) == state, 10, state)
     assert house.switch.api(f"uuid_transfer {call.uuid} agent XML agents").startswith("+OK")
     wait_until(lambda: house.state(call) == "unrecorded", 10, "given up")
-    given_up = call.age
-    wait_until(lambda: call.age > given_up + 2.0, 10)
-    assert not call.ended, call.timeline
-    [row] = house.rows(call)
+    [row] = wait_until(lambda: house.rows(call), 10, "its row")
     assert (row["decision"], row["recording_id"]) == ("link_lost", None)
-    assert house.switch.api(f"uuid_getvar {call.uuid} current_application") == "playback", "the agent speaks no more"
+    given_up = call.age
+    wait_until(lambda: call.age > given_up + 2.5, 10)  # until `exit` would have done its worst
+    assert not call.ended, call.timeline
+    assert doing(house, call) == "playback"
+    call.press("*")
+    wait_until(lambda: doing(house, call) == "park", 10, "the next action of the dialplan")
     call.hang_up()
     call.result(20)
+
+
+def doing(house, call):
+    return house.switch.api(f"uuid_getvar {call.uuid} current_application")
+
+
+@both_ways
+def test_a_call_transferred_from_one_notice_to_another_line_is_interviewed_there(house, via):
+    call = house.switch.place(CallScript(SERVICE, talk=0), via=via)
+    call.until("prompting")
+    assert house.switch.api(f"uuid_transfer {call.uuid} {SALES} XML public").startswith("+OK")
+    wait_until(lambda: len(house.rows(call)) == 2 and house.rows(call)[1]["state"] == "recording", 20, "the second")
+    bridged = call.until("bridged")
+    wait_until(lambda: call.age > bridged + 2.5, 10)
+    assert not call.ended, call.timeline
+    call.hang_up()
+    call.result(20)
+    house.settle(call)
+    service, sale = house.rows(call)
+    assert (service["decision"], service["recording_id"]) == ("link_lost", None)
+    assert (sale["basis"], sale["state"], sale["abrupt"]) == ("market_transaction", "stored", False)
+    said, _ = ear.channels(house.sound(call, 1))
+    _, last = spoke(call, said)
+    assert abs(last - call.at("hangup")) <= 0.15

@@ -310,3 +310,20 @@ def test_the_consent_record_says_what_was_heard_and_pressed(callrec, recorded):
     assert re.fullmatch("[0-9a-f]{64}", basis["caller_commitment"]) if "caller_commitment" in basis else True
     moments = [datetime.fromisoformat(line["at"]) for line in callrec.lines("ledger", call.uuid)]
     assert all(at <= datetime.now(UTC) for at in moments)
+
+
+@pytest.mark.parametrize("dialled", ["040404045", "040404040"])
+def test_a_notice_cut_while_freeswitch_calls_it_played_is_not_recorded_a3(callrec, dialled):
+    """FreeSWITCH said FILE PLAYED, done and answered of 1 notice in 80 that a caller cut by hanging up."""
+    with watch(callrec) as watched:
+        calls = [
+            callrec.place(CallScript(dialled, steps=((during_prompt(part), hang_up()),), unnoticed_hangup=True))
+            for part in (0.1, 0.5, 0.9, 0.98)
+        ]
+        for call in calls:
+            assert "recording" not in facts(call)
+        for call in calls:
+            callrec.settled(call)
+            assert not {"notice_completed", "basis_established", "recording_started"} & set(callrec.kinds(call))
+            assert callrec.recording(call) is None
+        assert watched.names == []

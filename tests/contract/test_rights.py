@@ -1,0 +1,681 @@
+"""What the law takes back, on a real Postgres, Redis and Ceph RGW, each role with its own login and its own S3 user."""
+
+import hashlib
+import subprocess
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+import psycopg
+import pytest
+from fix_rights import BASES, LOOKUP_KEY, NODE, NUMBER, PATIENCE, code_reference, connect
+from fix_stack import wait_until
+
+from callrec import metrics
+from callrec.call.policy import BasisKind
+from callrec.errors import AccessDeniedError, CallrecError, ConflictError, RightsError, StorageError, UnknownError
+from callrec.ledger.caller import look_up
+from callrec.recording import lifecycle
+from callrec.rights.calendar import Deadline
+from callrec.rights.desk import Intake
+from callrec.rights.disposition import Disposition, Patience, Said, Unsaid
+from callrec.rights.erasure import erased_before
+from callrec.rights.erasure_steps import Step
+from callrec.rights.holds import Cause, HoldReason
+from callrec.rights.reference_code import new_code, show_code
+from callrec.rights.revocation import Channel, Identification, Proof
+from callrec.rights.vigil import Vigil
+
+SALE = BasisKind.NOTICE
+ALLOWED = "service_quality.information_accuracy"
+EVERYTHING = {"recording_key", "caller", "consent", "redis"}
+
+
+def later(**delta):
+    """A clock that is ahead."""
+    return lambda: datetime.now(UTC) + timedelta(**delta)
+
+
+def withdrawal(**about):
+    return Intake(**{"channel": Channel.PHONE, "received_at": datetime.now(UTC), "proofs": [Proof.LOGIN]} | about)
+
+
+def fates(answer):
+    return {each.recording_id: (each.fate.value, each.why.value) for each in answer.decisions}
+
+
+def counted(metric, *labels):
+    return (metric.labels(*labels) if labels else metric)._value.get()
+
+
+# Expiry
+
+
+def test_what_reaches_its_date_goes_whole_and_not_before_c2(house):
+    kept = house.record()
+    until = house.row(kept.recording_id)["retain_until"]
+    assert house.sweep.lock_of(kept.key, kept.version_id) == ("GOVERNANCE", until)
+    assert house.left(kept) == EVERYTHING
+    house.sweeper(clock=lambda: until - timedelta(seconds=1)).expire()
+    house.erase_all()
+    assert house.erasure(kept.recording_id) is None
+    assert house.left(kept) == EVERYTHING
+    house.sweeper(clock=lambda: until).expire()
+    house.erase_all()
+    assert house.left(kept) == set()
+    assert house.row(kept.recording_id)["state"] == "erased"
+    assert house.kinds(kept.recording_id) == ["recording_stored", "recording_expired", "key_erased", "recording_erased"]
+
+
+def test_every_version_and_marker_goes_and_the_neighbours_stay(house):
+    kept, neighbour = house.record(), house.record()
+    ship_again = house.ship.exchange.ask("PUT", kept.key, body=b"another version")
+    assert ship_again.accepted
+    assert house.sweep.exchange.ask("DELETE", kept.key).accepted  # writes a marker
+    segment = f"segments/{kept.key}/000001"
+    assert house.ship.exchange.ask("PUT", segment, body=b"a segment").accepted
+    (house.spool.root / "sealed" / f"{kept.recording_id}.enc").write_bytes(b"left over")
+    assert house.left(kept) == EVERYTHING | {"marker", "segments", "spool"}
+    house.desk().erase(kept.recording_id, Cause.NO_LONGER_NEEDED, "dpo")
+    house.erase_all()
+    assert house.left(kept) == set()
+    assert house.left(neighbour) == EVERYTHING
+
+
+def test_a_lock_that_the_shipper_gave_does_not_outlast_its_date(house):
+    """Nothing of ours but the clock: the lock ends, the sweeper comes, all is gone."""
+    kept = house.record(retain_until=datetime.now(UTC).replace(microsecond=0) + timedelta(seconds=5))
+    sweeper = house.sweeper()
+    assert house.left(kept) == EVERYTHING
+
+    def gone():
+        sweeper.expire()
+        house.erase_all()
+        return house.left(kept) == set()
+
+    wait_until(gone, 20, "its expiry")
+    erased = house.erasure(kept.recording_id)
+    assert erased["erased_at"] >= house.row(kept.recording_id)["retain_until"]
+
+
+# Holds
+
+
+def hold(house, kept, reason=HoldReason.DISPUTE, **clock):
+    desk = house.desk(**clock)
+    return desk.hold(
+        kept.recording_id, reason, case="case-1", owner="dpo", review_at=datetime.now(UTC) + timedelta(days=30)
+    )
+
+
+def test_what_is_held_stays_and_is_not_heard_and_goes_on_when_released_e11(house):
+    kept = house.record()
+    placed = hold(house, kept)
+    sweeper = house.sweeper()
+    sweeper.apply_holds()
+    assert house.sweep.held(kept.key, kept.version_id)
+    with pytest.raises(AccessDeniedError, match="held"):
+        house.player(ALLOWED, kept.recording_id)
+    assert house.player("legal_claim", kept.recording_id)  # the exception that the operator names
+    house.sweeper(clock=later(days=400)).expire()
+    house.erase_all()
+    assert house.left(kept) == EVERYTHING
+    with pytest.raises(StorageError):
+        house.sweep.delete_version(kept.key, kept.version_id, bypass_governance=True)
+    house.desk().release(placed.id, "the dispute is over")
+    sweeper.apply_holds()
+    assert not house.sweep.held(kept.key, kept.version_id)
+    assert house.player(ALLOWED, kept.recording_id)
+    house.sweeper(clock=later(days=400)).expire()
+    house.erase_all()
+    assert house.left(kept) == set()
+    assert [kind for kind in house.kinds(kept.recording_id) if kind.startswith("hold")] == [
+        "hold_placed", "hold_released",
+    ]  # fmt: skip
+
+
+def test_a_withdrawal_meets_a_hold_waits_and_is_carried_out_on_release(house):
+    kept = house.record()
+    placed = hold(house, kept)
+    answer = house.desk().revoke(withdrawal(number=NUMBER))
+    assert fates(answer) == {kept.recording_id: ("waits", "held")}
+    house.erase_all()
+    assert house.left(kept) == EVERYTHING
+    assert house.erasure(kept.recording_id)["state"] == "waits"
+    assert "release" in house.erasure(kept.recording_id)["last_error"]
+    house.desk().release(placed.id, "settled")
+    house.erase_all()
+    assert house.left(kept) == set()
+
+
+def test_what_somebody_orders_is_refused_by_a_hold_and_says_which(house):
+    kept = house.record()
+    hold(house, kept, HoldReason.COURT_ORDER)
+    with pytest.raises(ConflictError) as refused:
+        house.desk().erase(kept.recording_id, Cause.ORDER, "dpo")
+    assert "case-1" in refused.value.detail
+    assert house.erasure(kept.recording_id) is None
+
+
+def test_a_hold_that_comes_between_the_look_and_the_deletion_of_the_key_wins(house):
+    kept = house.record()
+    house.desk().erase(kept.recording_id, Cause.NO_LONGER_NEEDED, "dpo")
+    records = house.records()
+    eraser = house.eraser()
+    looked = records.holds_of
+
+    def look_then_hold(recording_id):
+        found = looked(recording_id)
+        if not found:
+            hold(house, kept)
+        return found
+
+    eraser._records.holds_of = look_then_hold
+    house.erase_all(eraser)
+    assert house.left(kept) == EVERYTHING
+    assert "key_erased" not in house.kinds(kept.recording_id)
+
+
+def test_after_the_key_nothing_can_be_held(house):
+    kept = house.record()
+    house.desk().erase(kept.recording_id, Cause.NO_LONGER_NEEDED, "dpo")
+    assert house.records().erase_key(kept.recording_id, [Step.KEY])
+    with pytest.raises(ConflictError, match="can't be held"):
+        hold(house, kept)
+    house.erase_all()
+    with pytest.raises(ConflictError, match="can't be held"):
+        hold(house, kept)
+
+
+def test_holds_to_be_reviewed_are_counted_and_one_that_fails_keeps_no_other_waiting_e17(house):
+    first, second = house.record(), house.record()
+    placed = hold(house, first)
+    hold(house, second)
+    house.stores.admin.execute(
+        "UPDATE recording SET version_id = 'none' WHERE recording_id = %s", (first.recording_id,)
+    )
+    house.sweeper().apply_holds()
+    assert house.sweep.held(second.key, second.version_id)
+    house.sweeper().mind()
+    assert (counted(metrics.HOLDS), counted(metrics.HOLDS_OVERDUE)) == (2, 0)
+    house.sweeper(clock=later(days=31)).mind()
+    assert counted(metrics.HOLDS_OVERDUE) == 2
+    house.desk(clock=later(days=20)).review(placed.id, datetime.now(UTC) + timedelta(days=100))
+    house.sweeper(clock=later(days=31)).mind()
+    assert counted(metrics.HOLDS_OVERDUE) == 1
+
+
+# Revocation
+
+
+def test_by_number_all_consent_recordings_go_and_none_that_the_law_keeps_d4(house):
+    mine, another, sale = house.record(), house.record(number="+38631999999"), house.record(SALE)
+    ours = house.record()
+    answer = house.desk().revoke(withdrawal(number=NUMBER))
+    assert fates(answer) == {
+        mine.recording_id: ("erase", "withdrawn"), ours.recording_id: ("erase", "withdrawn"),
+        sale.recording_id: ("not_touched", "statutory"),
+    }  # fmt: skip
+    assert "kept by law" in next(each.why.says for each in answer.decisions if each.recording_id == sale.recording_id)
+    with pytest.raises(AccessDeniedError):  # at once
+        house.player(ALLOWED, mine.recording_id)
+    assert house.player(ALLOWED, sale.recording_id)
+    house.erase_all()
+    assert house.left(mine) == house.left(ours) == set()
+    assert house.left(another) == EVERYTHING
+    assert house.left(sale) == EVERYTHING - {"consent"} | {"market-transaction"}
+
+
+@pytest.mark.parametrize("by", ["call", "recording", "one of a number", "code"])
+def test_by_call_by_recording_and_by_code_only_that_one_goes(house, by):
+    code = new_code()
+    kept = house.record(
+        number=None if by == "code" else NUMBER, reference=code_reference(code) if by == "code" else None
+    )
+    other = house.record()
+    about = {
+        "call": {"call_id": kept.call_id},
+        "recording": {"recording_id": kept.recording_id},
+        "one of a number": {"number": NUMBER, "recording_id": kept.recording_id},
+        "code": {"code": show_code(code).lower(), "proofs": []},  # knowing it is the proof (D11)
+    }[by]
+    answer = house.desk().revoke(withdrawal(**about))
+    assert fates(answer)[kept.recording_id] == ("erase", "withdrawn")
+    house.erase_all()
+    assert house.left(kept) == set()
+    assert house.left(other) == EVERYTHING
+
+
+def test_a_running_recording_is_stopped_at_once_and_nothing_of_it_is_kept_d2(house):
+    kept = house.record(until="recording")
+    house.desk().revoke(withdrawal(number=NUMBER))
+    assert house.stopped == [(kept.channel, "withdraw")]
+    house.erase_all()
+    assert house.erasure(kept.recording_id)["state"] == "due"  # it is still being written
+    assert house.stopped[1:] == [(kept.channel, "stop")]  # again: no listener may have heard the first
+    assert not house.spool.path(kept.recording_id).exists()
+    house.stores.admin.execute(
+        "UPDATE recording SET state = 'finished', due_at = now() WHERE recording_id = %s", (kept.recording_id,)
+    )
+    house.store()
+    assert house.row(kept.recording_id)["state"] == "discarded"
+    wait_until(lambda: house.eraser().erase_next(), 10, "another look")
+    assert house.left(kept) == set()
+    assert house.row(kept.recording_id)["state"] == "erased"
+
+
+def test_what_is_being_stored_when_consent_is_withdrawn_goes_too(house):
+    kept = house.record(until="finished")
+    house.desk().revoke(withdrawal(number=NUMBER))
+    house.erase_all()
+    house.store()
+    wait_until(lambda: house.eraser().erase_next(), 10, "another look")
+    assert house.left(kept) == set()
+
+
+def test_somebody_unknown_blocks_listening_until_known_and_then_it_goes_d3(house):
+    kept = house.record()
+    answer = house.desk().revoke(withdrawal(number=NUMBER, proofs=[], channel=Channel.EMAIL))
+    assert answer.identification is Identification.UNVERIFIED
+    assert fates(answer) == {kept.recording_id: ("waits", "not_identified_yet")}
+    house.erase_all()
+    assert house.left(kept) == EVERYTHING
+    with pytest.raises(AccessDeniedError):
+        house.player(ALLOWED, kept.recording_id)
+    house.desk().identify(answer.revocation_id, Identification.VERIFIED)
+    house.erase_all()
+    assert house.left(kept) == set()
+
+
+def test_somebody_who_is_not_the_caller_changes_nothing(house):
+    kept = house.record()
+    desk = house.desk()
+    answer = desk.revoke(withdrawal(number=NUMBER, proofs=[]))
+    with pytest.raises(ConflictError):
+        desk.identify(answer.revocation_id, Identification.FAILED)  # without having been asked
+    desk.identify(answer.revocation_id, Identification.INFO_REQUESTED)
+    desk.identify(answer.revocation_id, Identification.FAILED)
+    assert house.player(ALLOWED, kept.recording_id)
+    house.erase_all()
+    assert house.left(kept) == EVERYTHING
+    with pytest.raises(UnknownError):
+        desk.identify(kept.recording_id, Identification.VERIFIED)
+
+
+def test_consent_that_was_received_after_the_withdrawal_prevails_d5(house):
+    before = datetime.now(UTC)
+    kept = house.record()
+    assert fates(house.desk().revoke(withdrawal(number=NUMBER, received_at=before))) == {
+        kept.recording_id: ("not_touched", "agreed_later")
+    }
+    assert house.player(ALLOWED, kept.recording_id)
+
+
+def test_the_same_request_again_is_the_same_revocation(house):
+    house.record()
+    about = withdrawal(number=NUMBER, evidence_sha256=hashlib.sha256(b"a letter").digest())
+    desk = house.desk()
+    first, second = desk.revoke(about), desk.revoke(about)
+    assert first.revocation_id == second.revocation_id
+    assert first.deadline == second.deadline
+    assert len(house.stores.rows("SELECT 1 FROM revocation")) == 1
+    assert len(house.stores.rows("SELECT 1 FROM ledger WHERE kind = 'revocation_decided'")) == 1
+
+
+@pytest.mark.parametrize(
+    ("received", "due"),
+    [
+        ("2026-12-24T10:00:00+01:00", "2027-01-04T23:59:59+01:00"),
+        ("2026-04-30T10:00:00+02:00", "2026-05-08T23:59:59+02:00"),
+        ("2025-12-23T23:59:00+01:00", "2026-01-05T23:59:59+01:00"),
+    ],
+)
+def test_the_deadline_is_in_the_row_with_what_it_was_computed_from_c4(house, received, due):
+    house.record()
+    desk = house.desk(clock=lambda: datetime(2027, 6, 1, tzinfo=UTC))
+    answer = desk.revoke(withdrawal(number=NUMBER, received_at=datetime.fromisoformat(received)))
+    row = house.stores.rows("SELECT deadline, deadline_inputs FROM revocation")[0]
+    assert row["deadline"] == answer.deadline == datetime.fromisoformat(due)
+    again = Deadline.from_record(row["deadline_inputs"])
+    assert again.at == row["deadline"]
+    assert row["deadline_inputs"] == again.as_record()
+
+
+def test_alarm_near_the_deadline_and_at_its_breach_once_each_c4(house):
+    kept = house.record()
+    house.desk().revoke(withdrawal(number=NUMBER))
+    sweeper = house.sweeper()
+
+    def told():
+        before = {how: counted(metrics.DEADLINES, how) for how in ("near", "breached")}
+        for _ in range(3):
+            sweeper.mind()
+        return {how: counted(metrics.DEADLINES, how) - before[how] for how in before}
+
+    assert told() == {"near": 0, "breached": 0}
+    house.stores.admin.execute("UPDATE revocation SET alarm_at = now() - interval '1 second'")
+    assert told() == {"near": 1, "breached": 0}
+    house.stores.admin.execute("UPDATE revocation SET deadline = now() - interval '1 second'")
+    assert told() == {"near": 0, "breached": 1}
+    house.erase_all()
+    house.stores.admin.execute("UPDATE revocation SET alarmed = ''")
+    assert told() == {"near": 0, "breached": 0}
+    assert house.left(kept) == set()
+
+
+def test_what_names_nothing_or_comes_from_the_future_is_refused(house):
+    for about in ({}, {"code": "no code"}, {"number": NUMBER, "received_at": later(hours=1)()}):
+        with pytest.raises(RightsError):
+            house.desk().revoke(withdrawal(**about))
+    assert house.stores.rows("SELECT 1 FROM revocation") == []
+
+
+def test_no_row_and_no_entry_of_a_withdrawal_holds_the_number_or_its_look_up(house):
+    house.record()
+    house.desk().revoke(withdrawal(number=NUMBER))
+    house.erase_all()
+    everything = "".join(
+        str(row)
+        for table in ("revocation", "revocation_recording", "erasure", "ledger", "recording", "call")
+        for row in house.stores.rows(f"SELECT row_to_json({table})::text FROM {table}")
+    )
+    assert NUMBER[1:] not in everything
+    assert look_up(NUMBER, LOOKUP_KEY).hex() not in everything
+
+
+# The kind of call
+
+
+def test_a_confirmed_order_is_sealed_and_none_of_our_credentials_can_take_it_back_b1(house):
+    kept = house.record(SALE, retain_until=datetime.now(UTC).replace(microsecond=0) + timedelta(hours=1))
+    house.desk().dispose(kept.recording_id, Said(Disposition.ORDER), "agent-7")
+    house.sweeper().seal()
+    assert house.sweep.lock_of(kept.key, kept.version_id)[0] == "COMPLIANCE"
+    assert house.row(kept.recording_id)["lock_mode"] == "COMPLIANCE"
+    assert house.kinds(kept.recording_id)[-2:] == ["disposition_said", "recording_locked"]
+    for role in ("ship", "sweep", "api"):
+        objects = connect(house.users[role], house.bucket)
+        for bypass in (False, True):
+            with pytest.raises(StorageError):
+                objects.delete_version(kept.key, kept.version_id, bypass_governance=bypass)
+        objects.close()
+    assert house.player("complaint_handling", kept.recording_id)
+    house.sweeper().seal()  # nothing more to do
+    assert house.kinds(kept.recording_id).count("recording_locked") == 1
+
+
+def test_a_sealed_one_that_must_still_go_is_erased_by_key_and_followed(house):
+    end = datetime.now(UTC).replace(microsecond=0) + timedelta(seconds=8)
+    kept = house.record(SALE, retain_until=end)
+    house.desk().dispose(kept.recording_id, Said(Disposition.ORDER), "agent-7")
+    house.sweeper().seal()
+    assert house.desk().erase(kept.recording_id, Cause.ORDER, "dpo")
+    house.erase_all()
+    assert house.left(kept) == {"market-transaction"}
+    erasure = house.erasure(kept.recording_id)
+    assert (erasure["state"], erasure["ciphertext_until"]) == ("key_erased", end)
+    assert "recording_erased_by_key" in house.kinds(kept.recording_id)
+    assert "recording_erased" not in house.kinds(kept.recording_id)
+    wait_until(lambda: house.eraser().erase_next(), 30, "the end of the lock")
+    assert house.left(kept) == set()
+    assert house.kinds(kept.recording_id)[-1] == "recording_erased"
+
+
+@pytest.mark.parametrize("said", [Disposition.GENERAL_INFORMATION, Disposition.NO_TRANSACTION])
+def test_what_may_not_be_kept_goes_b2_b3(house, said):
+    kept = house.record(SALE)
+    house.desk().dispose(kept.recording_id, Said(said), "agent-7")
+    house.erase_all()
+    assert house.left(kept) == set()
+
+
+def test_a_minor_without_a_guardian_orders_nothing_d9(house):
+    kept, agreed = house.record(SALE), house.record(SALE)
+    house.desk().dispose(kept.recording_id, Said(Disposition.ORDER, minor=True), "agent-7")
+    house.desk().dispose(agreed.recording_id, Said(Disposition.ORDER, True, "letter-12"), "agent-7")
+    house.erase_all()
+    assert house.left(kept) == set()
+    assert house.erasure(kept.recording_id)["cause"] == "minor"
+    assert "market-transaction" in house.left(agreed)
+
+
+def test_said_once_the_same_again_is_harmless_another_is_refused_with_what_stands(house):
+    kept = house.record(SALE)
+    desk = house.desk()
+    desk.dispose(kept.recording_id, Said(Disposition.ORDER), "agent-7")
+    desk.dispose(kept.recording_id, Said(Disposition.ORDER), "agent-8")
+    with pytest.raises(ConflictError, match="order"):
+        desk.dispose(kept.recording_id, Said(Disposition.NO_TRANSACTION), "agent-7")
+    assert house.erasure(kept.recording_id) is None
+    assert house.kinds(kept.recording_id).count("disposition_said") == 1
+
+
+def test_on_a_consent_recording_a_kind_changes_nothing_a9(house):
+    kept = house.record()
+    for said in Disposition:
+        with pytest.raises(ConflictError, match="A9"):
+            house.desk().dispose(kept.recording_id, Said(said), "agent-7")
+    house.sweeper().seal()
+    assert house.sweep.lock_of(kept.key, kept.version_id)[0] == "GOVERNANCE"
+    assert house.stores.rows("SELECT 1 FROM disposition") == []
+
+
+def test_when_nobody_says_anything_somebody_is_told_and_then_the_outcome_follows_b3(house):
+    kept, consent = house.record(SALE), house.record()
+    house.sweeper(clock=later(hours=23)).escalate()
+    assert "disposition_missing" not in house.kinds(kept.recording_id)
+    house.sweeper(clock=later(days=9)).escalate()  # down for a week: it escalates first
+    house.sweeper(clock=later(days=9)).escalate()
+    house.erase_all()
+    assert house.kinds(kept.recording_id).count("disposition_missing") == 1
+    assert "market-transaction" in house.left(kept)
+    house.sweeper(clock=later(days=10, minutes=1)).escalate()
+    house.erase_all()
+    assert house.left(kept) == set()
+    assert "consent" in house.left(consent)
+
+
+def test_where_a_person_decides_it_stays_and_a_late_word_counts(house):
+    kept = house.record(SALE)
+    ask = Patience(PATIENCE.escalate_after, PATIENCE.decide_after, Unsaid.ASK)
+    for days in (2, 9, 90):
+        house.sweeper(clock=later(days=days), patience=ask).escalate()
+    assert house.erasure(kept.recording_id) is None
+    assert house.records().unsaid(["market_transaction"], later(days=99)(), later(days=98)()) == []  # makes room
+    house.desk().dispose(kept.recording_id, Said(Disposition.ORDER), "agent-7")
+    house.sweeper().seal()
+    assert house.row(kept.recording_id)["lock_mode"] == "COMPLIANCE"
+
+
+def test_said_before_it_is_stored_it_is_sealed_as_soon_as_it_is(house):
+    kept = house.record(SALE, until="finished", retain_until=datetime.now(UTC) + timedelta(hours=1))
+    house.desk().dispose(kept.recording_id, Said(Disposition.CHANGE), "agent-7")
+    house.sweeper().seal()
+    assert house.row(kept.recording_id)["lock_mode"] == "GOVERNANCE"
+    house.store()
+    house.sweeper().seal()
+    assert house.row(kept.recording_id)["lock_mode"] == "COMPLIANCE"
+
+
+# Orders, backups, faults
+
+
+def test_bulk_covers_what_the_conditions_say(house):
+    sale, consent = house.record(SALE), house.record()
+    records = house.records("api")
+    none = {"line": None, "basis": None, "disposition": None, "since": None, "until": None}
+    assert set(records.bulk(**none)) == {sale.recording_id, consent.recording_id}
+    assert records.bulk(**none | {"basis": "consent"}) == [consent.recording_id]
+    assert records.bulk(**none | {"since": later(hours=1)()}) == []
+    assert set(records.bulk(**none | {"disposition": "none"})) == {sale.recording_id, consent.recording_id}
+    house.desk().dispose(sale.recording_id, Said(Disposition.ORDER), "agent-7")
+    assert records.bulk(**none | {"disposition": "order"}) == [sale.recording_id]
+
+
+def test_a_restored_backup_brings_no_key_back(house):
+    """The whole database as it was before the erasure: it knows nothing of it, the object store does."""
+    gone, kept = house.record(), house.record(number="+38631999999")
+    tables = ("call", "caller", "recording", "recording_key", "erasure", "ledger")
+    dump = subprocess.run(
+        ["/usr/lib/postgresql/15/bin/pg_dump", "--data-only", "--disable-triggers",
+         *(f"--table={table}" for table in tables), house.stores.url],
+        capture_output=True, check=True,
+    ).stdout  # fmt: skip
+    house.desk().revoke(withdrawal(number=NUMBER))
+    house.erase_all()
+    assert house.left(gone) == set()
+    with psycopg.connect(house.stores.url, autocommit=True) as admin:
+        admin.execute("ALTER TABLE ledger DISABLE TRIGGER ALL")
+        admin.execute("TRUNCATE call, caller, recording, recording_key, erasure, revocation, revocation_recording,"
+                      " disposition, escalation, hold, ledger")  # fmt: skip
+        admin.execute("ALTER TABLE ledger ENABLE ALWAYS TRIGGER ledger_only_grows")
+        admin.execute("ALTER TABLE ledger ENABLE ALWAYS TRIGGER ledger_is_not_truncated")
+    subprocess.run(
+        ["/usr/lib/postgresql/15/bin/psql", "-qX", "-v", "ON_ERROR_STOP=1", house.stores.url], input=dump, check=True,
+        capture_output=True,
+    )  # fmt: skip
+    assert house.left(gone) == {"recording_key", "caller"}
+    erased = erased_before(house.sweep)
+    assert erased == {gone.recording_id: Cause.REVOCATION}
+    assert house.records().replay_erasures(erased) == [gone.recording_id]
+    assert house.left(gone) == set()
+    house.erase_all()
+    assert house.row(gone.recording_id)["state"] == "erased"
+    assert house.left(kept) == EVERYTHING
+    assert house.records().replay_erasures(erased) == []
+
+
+def test_a_key_that_came_back_alone_goes_by_the_ledgers_word(house):
+    kept = house.record()
+    key = house.stores.rows("SELECT sealed, key_id FROM recording_key")[0]
+    house.desk().erase(kept.recording_id, Cause.NO_LONGER_NEEDED, "dpo")
+    house.erase_all()
+    house.stores.admin.execute(
+        "INSERT INTO recording_key (recording_id, sealed, key_id) VALUES (%s, %s, %s)",
+        (kept.recording_id, key["sealed"], key["key_id"]),
+    )
+    assert house.records().replay_erasures({}) == [kept.recording_id]
+    house.erase_all()
+    assert house.left(kept) == set()
+    assert house.row(kept.recording_id)["state"] == "erased"
+
+
+@pytest.mark.parametrize("fault", [StorageError("no", transient=True), KeyError("whatever")])
+def test_one_that_fails_is_put_off_and_the_others_go_on(house, fault):
+    poisoned, kept = house.record(), house.record()
+    for each in (poisoned, kept):
+        house.desk().erase(each.recording_id, Cause.NO_LONGER_NEEDED, "dpo")
+    eraser = house.eraser()
+    versions = eraser._objects.versions
+
+    def failing(prefix):
+        if str(poisoned.recording_id) in prefix:
+            raise fault
+        return versions(prefix)
+
+    eraser._objects.versions = failing
+    try:
+        while house.erasure(kept.recording_id)["state"] != "erased":
+            assert eraser.erase_next()
+    finally:
+        del eraser._objects.versions
+    assert house.left(kept) == set()
+    row = house.erasure(poisoned.recording_id)
+    assert row["state"] == "due"
+    assert row["last_error"]
+    wait_until(lambda: house.eraser().erase_next(), 10, "another go")
+    assert house.left(poisoned) == set()
+
+
+def test_it_is_not_called_erased_while_something_is_found(house):
+    kept = house.record()
+    house.desk().erase(kept.recording_id, Cause.NO_LONGER_NEEDED, "dpo")
+    eraser = house.eraser()
+    eraser._live = Undead(house.live)
+    house.erase_all(eraser)
+    assert house.erasure(kept.recording_id)["state"] == "due"
+    assert house.erasure(kept.recording_id)["last_error"] == "Something of the recording is left. redis"
+    assert "recording_erased" not in house.kinds(kept.recording_id)
+
+
+class Undead:
+    """A Redis that keeps what it should forget."""
+
+    def __init__(self, real):
+        self.get = real.get
+
+    def forget(self, channel):
+        pass
+
+
+def test_the_live_state_of_another_call_on_the_same_channel_is_left_alone(house):
+    """A caller who was transferred to another line is another call on the same channel."""
+    kept = house.record()
+    house.live.put(kept.channel, {"call": "another", "state": "recording"})
+    wait_until(lambda: house.live.get(kept.channel)["call"] == "another", 5, "its state")
+    house.desk().erase(kept.recording_id, Cause.NO_LONGER_NEEDED, "dpo")
+    house.erase_all()
+    assert house.erasure(kept.recording_id)["state"] == "erased"
+    assert house.live.get(kept.channel)["call"] == "another"
+
+
+# The object store's word
+
+
+def test_what_the_probe_finds_is_where_listen_looks(house):
+    vigil = Vigil(house.sweep, (), house.records())
+    listen = house.records("listen")
+    assert listen.storage_failures(house.bucket) == []  # nothing is known yet
+    vigil.probe()
+    assert listen.storage_failures(house.bucket) == []
+    row = house.stores.rows("SELECT * FROM storage_probe")[0]
+    assert (row["bucket"], row["passed"], row["node"]) == (house.bucket, True, NODE)
+    entries = house.stores.rows("SELECT body FROM ledger WHERE kind = 'storage_probed'")
+    assert [entry["body"]["passed"] for entry in entries] == [True]
+    vigil.probe()  # not due
+    assert len(house.stores.rows("SELECT 1 FROM ledger WHERE kind = 'storage_probed'")) == 1
+    at = datetime.now(UTC)
+    house.records().storage_probed({"bucket": house.bucket, "at": at, "passed": False, "failed": ["single: shorten"]})
+    assert listen.storage_failures(house.bucket) == ["single: shorten"]
+    house.records().storage_probed({"bucket": house.bucket, "at": at - timedelta(days=1), "passed": True, "failed": []})
+    assert listen.storage_failures(house.bucket) == ["single: shorten"]  # an older result does not cover a newer one
+
+
+def test_a_lifecycle_that_drifted_is_in_the_ledger_and_counted(house):
+    wanted = lifecycle.rules([replace(basis, prefix="elsewhere") for basis in BASES.values()])
+    Vigil(house.sweep, wanted, house.records()).compare()
+    entries = house.stores.rows("SELECT body FROM ledger WHERE kind = 'lifecycle_drifted'")
+    assert len(entries) == 1
+    assert counted(metrics.LIFECYCLE_DRIFT) == len(entries[0]["body"]["rules"]) > 0
+
+
+def test_each_role_may_do_no_more_than_its_work(house):
+    kept = house.record()
+    for role, statement in (
+        ("api", "DELETE FROM recording_key"),
+        ("api", "UPDATE erasure SET state = 'erased', erased_at = now()"),
+        ("api", "SELECT sealed FROM caller"),
+        ("listen", "INSERT INTO storage_probe VALUES ('b', now(), 'n', true, '{}')"),
+        ("listen", "SELECT * FROM revocation"),
+        ("ship", "DELETE FROM recording_key"),
+        ("sweep", "DELETE FROM ledger"),
+    ):
+        user, password = house.stores.login(role)
+        refused = pytest.raises(psycopg.errors.InsufficientPrivilege)
+        with refused, psycopg.connect(house.stores.url, user=user, password=password) as connection:
+            connection.execute(statement)
+    assert house.left(kept) == EVERYTHING
+
+
+def test_a_recording_that_is_not_there_is_unknown(house):
+    kept = house.record()
+    for ask in (
+        lambda: house.desk().erase(kept.call_id, Cause.ORDER, "dpo"),
+        lambda: house.desk().dispose(kept.call_id, Said(Disposition.ORDER), "a"),
+        lambda: house.desk().release(kept.call_id, "why"),
+    ):
+        with pytest.raises(UnknownError):
+            ask()
+    house.desk().erase(kept.recording_id, Cause.NO_LONGER_NEEDED, "dpo")
+    house.erase_all()
+    with pytest.raises(CallrecError):
+        house.desk().erase(kept.recording_id, Cause.NO_LONGER_NEEDED, "dpo")
