@@ -1,17 +1,23 @@
 -- Every statement that callrec runs, by name. Parameters are named; psycopg binds them.
 
 -- name: note
--- A call as it is now and what happened to it since the last note, in one statement. A repeated note changes nothing.
-WITH seen AS (
+-- Calls as they are now and what happened to them since their last notes, many at once. A repeated note changes nothing.
+WITH said AS (
+    SELECT * FROM ROWS FROM (jsonb_to_recordset(%(rows)s::jsonb) AS (
+        call_id uuid, node text, channel text, line text, basis text, state text, decision text,
+        arrived_at timestamptz, ended_at timestamptz, notes jsonb
+    )) WITH ORDINALITY AS said (call_id, node, channel, line, basis, state, decision, arrived_at, ended_at, notes, place)
+), seen AS (
     INSERT INTO call (call_id, node, channel, line, basis, state, decision, arrived_at, ended_at)
-    VALUES (%(call_id)s, %(node)s, %(channel)s, %(line)s, %(basis)s, %(state)s, %(decision)s, %(arrived_at)s, %(ended_at)s)
+    SELECT DISTINCT ON (call_id) call_id, node, channel, line, basis, state, decision, arrived_at, ended_at
+      FROM said ORDER BY call_id, place DESC
     ON CONFLICT (call_id) DO UPDATE
         SET state = EXCLUDED.state, decision = EXCLUDED.decision, ended_at = EXCLUDED.ended_at
 )
 INSERT INTO ledger (call_id, recording_id, ordinal, kind, body, node, at)
-SELECT %(call_id)s, NULL, (note->>'ordinal')::integer, note->>'kind', note->'body', %(node)s, (note->>'at')::timestamptz
-  FROM jsonb_array_elements(%(notes)s::jsonb) WITH ORDINALITY AS notes (note, place)
- ORDER BY place
+SELECT call_id, NULL, (note->>'ordinal')::integer, note->>'kind', note->'body', node, (note->>'at')::timestamptz
+  FROM said, jsonb_array_elements(notes) WITH ORDINALITY AS noted (note, number)
+ ORDER BY place, number
 ON CONFLICT DO NOTHING;
 
 -- name: authorise

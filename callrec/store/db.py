@@ -23,6 +23,7 @@ from psycopg_pool import ConnectionPool, PoolTimeout
 
 from callrec.errors import StatementRefusedError, StoreError
 from callrec.metrics import STORE_ERRORS
+from callrec.store.wait import Connection
 
 Row = dict[str, Any]
 Statement = tuple[str, Mapping[str, Any]]
@@ -53,9 +54,9 @@ class Database:
         self.timeout = timeout
         self.queries = {k: v for name in _STATEMENTS for k, v in load_queries(sql_directory() / name).items()}
         self.conninfo = conninfo(url, user, password)
-        self._pool: ConnectionPool[psycopg.Connection[Row]] = ConnectionPool(
+        self._pool: ConnectionPool[Connection] = ConnectionPool(
             self.conninfo,
-            connection_class=psycopg.Connection[Row],
+            connection_class=Connection,
             min_size=1,
             max_size=size,
             open=False,
@@ -106,7 +107,7 @@ class Database:
         return True
 
     @contextmanager
-    def _connection(self, what: str, timeout: float | None) -> Iterator[psycopg.Connection[Row]]:
+    def _connection(self, what: str, timeout: float | None) -> Iterator[Connection]:
         """A connection, for as long as the deadline allows: then its socket is shut, which ends whatever waits on it.
 
         An exception thrown into psycopg instead would leave it to clean up behind a server that says nothing, and to
@@ -144,7 +145,7 @@ class Database:
         finally:
             watch.end()
 
-    def _take(self, limit: float) -> psycopg.Connection[Row]:
+    def _take(self, limit: float) -> Connection:
         """A connection that the server has not closed. PoolTimeout.
 
         Otherwise every connection of the pool would fail a statement after a restart of Postgres, and each of these may
@@ -174,7 +175,7 @@ class _Watch:
         self._deadline = time.monotonic() + seconds
         self._timer: Any = None
 
-    def begin(self, connection: psycopg.Connection[Row]) -> None:
+    def begin(self, connection: Connection) -> None:
         self._timer = gevent.get_hub().loop.timer(max(0.0, self._deadline - time.monotonic()))
         self._timer.start(self._bark, connection)
 
@@ -182,7 +183,7 @@ class _Watch:
         if self._timer is not None:
             self._timer.close()
 
-    def _bark(self, connection: psycopg.Connection[Row]) -> None:
+    def _bark(self, connection: Connection) -> None:
         self.barked = True
         with suppress(OSError, psycopg.Error), socket.socket(fileno=os.dup(connection.pgconn.socket)) as twin:
             twin.shutdown(socket.SHUT_RDWR)

@@ -77,7 +77,9 @@ class CallRecords:
         if line is None:
             raise StoreError("A call without a line has no basis")
         now = datetime.now(UTC)
-        params = self._call(facts, "authorised", decision, notes, None) | {
+        call = self._call(facts, "authorised", decision, notes, None)
+        params = call | {
+            "notes": json.dumps(call["notes"]),
             "recording_id": facts.recording_id,
             "notice": line.notice.id,
             "notice_version": line.notice.version,
@@ -131,20 +133,21 @@ class CallRecords:
     def _call(
         self, facts: CallFacts, state: str, decision: str, notes: Sequence[Noted], ended_at: datetime | None
     ) -> dict[str, Any]:
+        """Plain values: `note` sends them as JSON."""
         written = [
             {"ordinal": note.ordinal, "kind": note.kind, "body": note.body, "at": note.at.isoformat()} for note in notes
         ]
         return {
-            "call_id": facts.call_id,
+            "call_id": str(facts.call_id),
             "node": self._node,
             "channel": facts.channel,
             "line": facts.line.id if facts.line else None,
             "basis": facts.line.basis.id if facts.line else None,
             "state": state,
             "decision": decision or None,
-            "arrived_at": facts.arrived_at,
-            "ended_at": ended_at,
-            "notes": json.dumps(written),
+            "arrived_at": facts.arrived_at.isoformat(),
+            "ended_at": ended_at.isoformat() if ended_at else None,
+            "notes": written,
         }
 
     def _retention(self, line: Line, start: datetime) -> dict[str, Any]:

@@ -46,8 +46,8 @@ WITH made AS (
     RETURNING call_id, channel, arrived_at
 ), kept AS (
     INSERT INTO recording (recording_id, call_id, node, channel, line, basis, notice, notice_version, purposes,
-                           lock_mode, prefix, state, authorised_at, started_at, stopped_at, retain_until, retention_inputs,
-                           bucket, object_key, version_id, ciphertext_sha256, stored_at)
+                           lock_mode, prefix, state, authorised_at, started_at, stopped_at, retain_until,
+                           retention_inputs, bucket, object_key, version_id, ciphertext_sha256, stored_at)
     SELECT gen_random_uuid(), call_id, %(node)s, channel, 'service', 'consent', 'B', '1', '{}', 'GOVERNANCE', 'consent',
            'stored', arrived_at, arrived_at, arrived_at, %(until)s, '{}', 'b', NULL, 'v', '\\x00', arrived_at
       FROM made
@@ -144,7 +144,8 @@ def run(stack, recordings, expired, *, directory, say, real=False):
         say(
             f"{recordings:>7} recordings, {expired:>6} expired, {'Ceph RGW' if real else 'stand-in':<9}: found in"
             f" {found:.2f} s, erased in {took:.1f} s, {1000 * took / expired:.2f} ms each"
-            f" ({1000 * worked / expired:.2f} ms CPU), memory {before:.0f} -> {_memory():.0f} MiB, hub held {1000 * max(gaps):.0f} ms at most"
+            f" ({1000 * worked / expired:.2f} ms CPU), memory {before:.0f} -> {_memory():.0f} MiB,"
+            f" hub held {1000 * max(gaps):.0f} ms at most"
         )
 
 

@@ -1,5 +1,7 @@
 """The notes of calls on their way into a real Postgres: in order, once, and none lost to an outage."""
 
+from datetime import UTC, datetime
+
 import gevent
 import pytest
 from fix_stack import wait_until
@@ -8,7 +10,7 @@ from fix_store import make_facts, make_notes, ticking
 from callrec import metrics
 from callrec.errors import StoreError
 from callrec.store.records import CallRecords
-from callrec.store.scribe import Scribe
+from callrec.store.scribe import Scribe, folded
 
 
 def lost():
@@ -178,3 +180,24 @@ def test_a_basis_still_on_its_way_is_voided_when_it_arrives(stores):
     assert writer.scribe.stop(20)
     assert stores.rows("SELECT state FROM recording") in ([], [{"state": "discarded"}])
     assert stores.rows("SELECT 1 FROM caller") == []
+
+
+def test_notes_are_written_together_but_none_goes_past_a_void(stores):
+    """The ledger says in this order: what led to it, that it was discarded, what came then."""
+    writer, (facts, other) = Writer(stores), (make_facts(), make_facts())
+    records = CallRecords(stores.database("listen"), writer.scribe, node="n", timezone="UTC")
+    records.authorise(facts, "granted", make_notes("basis_established"), None, timeout=5)
+    records.note(other, "announcing", "", make_notes("call_arrived"))
+    records.note(facts, "discarding", "withdrawn", make_notes("consent_withdrawn", first=2))
+    records.void(facts.recording_id, "withdrawn")
+    records.note(facts, "ended", "withdrawn", make_notes("later", first=3), datetime.now(UTC))
+    records.note(other, "ended", "refused", make_notes("consent_refused", first=2), datetime.now(UTC))
+    assert [name for name, _ in folded(writer.scribe._waiting)] == ["note", "void", "note"]
+    assert writer.scribe.stop(10)
+    assert stores.kinds(facts.call_id) == ["basis_established", "consent_withdrawn", "recording_discarded", "later"]
+    assert stores.kinds(other.call_id) == ["call_arrived", "consent_refused"]
+    rows = stores.rows("SELECT state, decision, ended_at IS NOT NULL AS over FROM call")
+    assert sorted(map(tuple, (row.values() for row in rows))) == [
+        ("ended", "refused", True),
+        ("ended", "withdrawn", True),
+    ]

@@ -5,6 +5,7 @@ one tone per 100 ms from the moment it is answered; whatever else it does (keys,
 event socket at the script's moments. Real time: a second is a second.
 """
 
+import contextlib
 import itertools
 import os
 import secrets
@@ -118,9 +119,14 @@ class RealSwitch:
         self._process.wait(20)
         self.gone()
 
+    @contextlib.contextmanager
     def quiet(self):
-        """Hear no events any more, until the next start: at many calls a second they cost more than the calls."""
+        """Hear no events meanwhile: at many calls a second they cost more than the calls."""
         self._link.request("noevents", _ANSWER)
+        try:
+            yield
+        finally:
+            self._link.request(_EVENTS, _ANSWER)
 
     @property
     def pid(self):

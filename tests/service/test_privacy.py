@@ -98,10 +98,12 @@ def metadata(node, version):
 
 
 def test_objects_and_files_do_not_tell(callrec, told):
-    found = callrec.inspector.versions()
+    everything = callrec.inspector.versions()
+    found = [version for version in everything if not version.key.startswith("probe/")]  # the storage probe's canaries
     assert len(found) >= 3
-    for version in found:
+    for version in everything:
         asserted_silent(version.key, "an object's key")
+    for version in found:
         asserted_silent(repr(metadata(callrec, version)), "an object's metadata")
         assert re.fullmatch(r"[a-z-]+/\d{4}/\d{2}/[0-9a-f-]{36}", version.key), version.key
     for path in callrec.installation.root.rglob("*"):
