@@ -82,7 +82,7 @@ class Conduct:
 
     __slots__ = (
         "_before", "_caller", "_closed", "_code", "_key_at", "_link", "_masked", "_moved", "_notes", "_ordinal",
-        "_seen", "_superseded", "call", "facts", "handed_on", "mailbox", "node", "path",
+        "_seen", "_since", "_superseded", "call", "facts", "handed_on", "mailbox", "node", "path",
     )  # fmt: skip
 
     def __init__(
@@ -104,6 +104,7 @@ class Conduct:
         self._seen: deque[int] = deque(maxlen=32)
         self._key_at = 0.0
         self._masked = False
+        self._since = datetime.now(UTC)  # when this state began
         self._superseded = False
         self._moved = False  # somebody sent the call elsewhere in the middle of the interview
         self._before = before or dialect.Before()
@@ -132,6 +133,8 @@ class Conduct:
             self._moved = True
             self.mailbox.put(on.LinkLost())
             return
+        if not self.handed_on and dialect.cut_by_transfer(headers, self._before):
+            return  # if `socket` is not done at once, the prompt's deadline lets the caller go on
         event = dialect.understand(headers, self.path)
         if event is not None:
             self._seen.append(number)
@@ -187,6 +190,7 @@ class Conduct:
             self._key_at = time.monotonic()
         self.call, commands = machine.step(before, event, time.monotonic())
         if self.call.state is not before.state:
+            self._since = datetime.now(UTC)
             _in_state(before.state).dec()
             _in_state(self.call.state).inc()
         for command in commands:
@@ -371,7 +375,7 @@ class Conduct:
                 "decision": self.call.decision,
                 "recording": str(self.facts.recording_id) if recorded else "",
                 "masked": "1" if self._masked and recorded else "0",
-                "since": datetime.now(UTC).isoformat(timespec="milliseconds"),
+                "since": self._since.isoformat(timespec="milliseconds"),
                 "node": self.node.name,
                 **({"reference": self._code} if self._code and recorded else {}),  # otherwise Redis keeps what it has
             },

@@ -61,22 +61,33 @@ class Before:
 
     terminators: str = ""  # the keys that end a prompt; empty: FreeSWITCH's own
     transfer: str = ""  # FreeSWITCH's mark of the last transfer; empty: there was none
+    sequence: int = 0  # Event-Sequence of that moment
 
 
 def before(headers: Headers) -> Before:
     """From the reply to `connect`. Terminators are taken only as FreeSWITCH knows them: they go back in a command."""
     terminators = headers.get("variable_playback_terminators")
-    return Before(terminators if _TERMINATORS.fullmatch(terminators) else "", headers.get("variable_transfer_source"))
+    known = terminators if _TERMINATORS.fullmatch(terminators) else ""
+    return Before(known, headers.get("variable_transfer_source"), sequence(headers))
 
 
 def moved(headers: Headers, before: Before) -> bool:
-    """Whether this says, in the middle of an interview, that somebody sent the call elsewhere.
+    """Whether `socket` itself is done in the middle of an interview: somebody sent the call elsewhere.
 
-    An application that a transfer cuts tells of it by the transfer's new mark, before `socket` itself is done.
+    Only that is certain. An event of an interview before on this channel may come late: its number tells it.
     """
-    if headers.get("Event-Name") != "CHANNEL_EXECUTE_COMPLETE" or not _up(headers):
-        return False
-    return headers.get("Application") == "socket" or headers.get("variable_transfer_source") != before.transfer
+    done = headers.get("Event-Name") == "CHANNEL_EXECUTE_COMPLETE" and headers.get("Application") == "socket"
+    return done and _up(headers) and sequence(headers) > before.sequence
+
+
+def cut_by_transfer(headers: Headers, before: Before) -> bool:
+    """Whether a transfer has cut this prompt: `socket` is about to be done, and to `resume` now would undo it.
+
+    FreeSWITCH may set its mark after the dialplan that it transferred to has begun (3 of 160), so the mark alone says
+    nothing.
+    """
+    failed = headers.get("Application") == "playback" and headers.get("Application-Response") == "PLAYBACK ERROR"
+    return failed and _up(headers) and headers.get("variable_transfer_source") != before.transfer
 
 
 def sequence(headers: Headers) -> int:

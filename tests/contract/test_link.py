@@ -79,7 +79,7 @@ def inbound(heard):
 
 
 @contextlib.contextmanager
-def ticking(limit=0.1):
+def ticking(limit=0.25):
     """While this runs nobody has the hub for longer than `limit` seconds at a stretch.
 
     Counted in this thread's CPU time, so that a busy machine fails no test; a hub that blocks instead of working shows
