@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-import os
 import wave
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,13 +58,14 @@ class Sounds:
         self._known: dict[str, tuple[tuple[int, int, int], Sound]] = {}
 
     def inspect(self, file: str) -> Sound:
+        path = Path(file)
         try:
-            status = os.stat(file)  # noqa: PTH116 # for each call, and a Path takes as long as the question
+            status = path.stat()
         except OSError:
-            return inspect(Path(file))
+            return inspect(path)
         mark = (status.st_mtime_ns, status.st_size, status.st_ino)
         known = self._known.get(file)
         if known is None or known[0] != mark:
-            known = (mark, inspect(Path(file)))
+            known = (mark, inspect(path))
             self._known[file] = known
         return known[1]

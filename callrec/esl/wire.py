@@ -15,7 +15,6 @@ what we were about to send.
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
 from urllib.parse import unquote_to_bytes
 
 from callrec.errors import WireError
@@ -62,18 +61,11 @@ class Headers:
 
     def _find(self, name: str) -> int:
         """Where the value of `name` starts, or -1."""
-        first, later = _keys(name)
-        if self._raw.startswith(first):
-            return len(first)
-        at = self._raw.find(later)
-        return at + len(later) if at >= 0 else -1
-
-
-@lru_cache(maxsize=256)  # the names are those that callrec's own code asks for
-def _keys(name: str) -> tuple[bytes, bytes]:
-    """How a line with this name begins: the block's first line, and any other."""
-    first = f"{name}: ".encode()
-    return first, b"\n" + first
+        key = f"\n{name}: ".encode()
+        if self._raw.startswith(key[1:]):
+            return len(key) - 1
+        at = self._raw.find(key)
+        return at + len(key) if at >= 0 else -1
 
 
 def _decode(value: bytes) -> str:
@@ -133,10 +125,9 @@ class FrameParser:
         """
         if self._fault:
             raise self._fault
-        if self._buffer:
-            self._buffer += data
+        self._buffer += data
         try:
-            return self._frames(self._buffer or data)  # whole frames in one piece, as most come, are not copied
+            return self._frames()
         except WireError as fault:
             self._fault = fault
             self._buffer = bytearray()
@@ -149,12 +140,12 @@ class FrameParser:
         if self._buffer or self._block:
             raise WireError("The event socket was closed in the middle of a frame", kind="cut_short")
 
-    def _frames(self, buffer: bytes | bytearray) -> list[Frame]:
+    def _frames(self) -> list[Frame]:
         frames: list[Frame] = []
-        at = 0
+        buffer, at = self._buffer, 0
         while True:
             if self._block is None:
-                end = self._end_of_block(buffer, at)
+                end = self._end_of_block(at)
                 if end < 0:
                     break
                 self._open(bytes(buffer[at : end + 1]))
@@ -164,15 +155,14 @@ class FrameParser:
             end = at + self._length
             frames.append(self._close(bytes(buffer[at:end])))
             self._scanned = at = end
-        if buffer is not self._buffer:
-            self._buffer += buffer[at:]
-        elif at:
-            del self._buffer[:at]
-        self._scanned = max(0, self._scanned - at)
+        if at:
+            del buffer[:at]
+            self._scanned = max(0, self._scanned - at)
         return frames
 
-    def _end_of_block(self, buffer: bytes | bytearray, at: int) -> int:
+    def _end_of_block(self, at: int) -> int:
         """Where the last line feed before the blank line is, or -1 while the block at `at` is unfinished."""
+        buffer = self._buffer
         if buffer.startswith(b"\n", at):
             raise WireError("A blank line came where a frame should start", kind="stray_blank_line")
         end = buffer.find(b"\n\n", max(at, self._scanned))
