@@ -38,6 +38,9 @@ from callrec.demo.verdict import Inspector
 
 SPEED = 10.0
 PASSWORD = "test-event-socket"
+# Three runs of tests share two processors: what they starve is not what a test is about. own_callrec, whose stores are
+# killed and frozen, keeps the shipped limit, and test_stores_down holds callrec to it.
+UNHURRIED = {"listen": {"decision_timeout_ms": 2500}}
 
 
 class Meddler:
@@ -112,7 +115,7 @@ class Node:
             stack,
             event_socket=self.meddler.start(self.switch.event_socket_address),
             password=PASSWORD,
-            changes=changes or {"bases.consent": {"wait_seconds": 1.0}},
+            changes={"bases.consent": {"wait_seconds": 1.0}} | (changes or {}),
             prompts=prompts,
         )
         self.installation.prepare()
@@ -346,7 +349,8 @@ def callrec(stack, databases, short_prompts):
     name = databases.create(migrate=False)
     with contextlib.ExitStack() as ends:
         ends.callback(databases.drop, name)
-        yield ends.enter_context(running_node(_Part(stack, databases.url(name)), short_prompts))
+        part = _Part(stack, databases.url(name))
+        yield ends.enter_context(running_node(part, short_prompts, changes=UNHURRIED))
 
 
 @pytest.fixture(scope="module")

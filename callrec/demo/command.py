@@ -59,7 +59,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     log.setup("demo", os.environ.get("CALLREC_DEMO_LOG", "ERROR"))
-    for sig in (signal.SIGTERM, signal.SIGHUP):
+    # SIGINT too: what a shell script starts with & ignores it otherwise, and who sends it means it.
+    for sig in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(sig, _interrupt)
     if args.event_socket and not args.serve:
         raise ConfigError("--event-socket needs --serve", hint="The demo's own calls come from the simulated switch")
