@@ -52,7 +52,7 @@ def test_the_facts_are_those_of_the_bytes():
 
 
 @given(st.lists(st.binary(max_size=3 * CHUNK // 2), max_size=5))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_the_pieces_of_the_source_do_not_matter(pieces):
     sink = io.BytesIO()
     envelope.encrypt(iter(pieces), sink, KEY, ID)
@@ -78,7 +78,7 @@ def test_the_description_of_the_format_is_enough_to_read_it():
 
 
 @given(st.sampled_from(LENGTHS), st.data())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_no_single_bit_may_change(length, data):
     plain, cipher = example(length)
     bit = data.draw(st.integers(0, len(cipher) * 8 - 1))
@@ -91,7 +91,7 @@ def test_no_single_bit_may_change(length, data):
 
 
 @given(st.sampled_from(LENGTHS), st.data())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_no_byte_may_be_missing(length, data):
     _, cipher = example(length)
     cut = data.draw(st.one_of(st.integers(0, len(cipher) - 1), st.sampled_from([HEAD, HEAD + CHUNK + 17])))

@@ -609,4 +609,4 @@ class Sweep(RuleBasedStateMachine):
 
 
 def test_an_erasure_that_dies_anywhere_always_ends_erased_and_never_says_so_too_early():
-    run_state_machine_as_test(Sweep, settings=settings(max_examples=200, stateful_step_count=30, deadline=None))
+    run_state_machine_as_test(Sweep, settings=settings(max_examples=200, stateful_step_count=30))
