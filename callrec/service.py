@@ -143,7 +143,7 @@ def listen(config: Config, http: tuple[str, int] | None) -> None:
     server = OutboundServer(config.listen.address, Listener(node, registry).serve, config.listen.max_calls)
     role = Role(
         "listen",
-        {"postgres": store.alive, "redis": view.alive, "event_socket": lambda: watcher.up, "spool": directory.has_room},
+        {"postgres": store.alive, "redis": view.alive, "event_socket": lambda: watcher.up, "spool": lambda: node.room},
     )
     store.open()
     for part in (scribe, view, desk):
@@ -180,9 +180,10 @@ def with_sounds(sounds: Sounds, line: Line) -> Line:
 
 
 def _keep_room_current(node: Node) -> None:
+    threads = gevent.get_hub().threadpool
     while True:
         try:
-            room = node.spool.has_room()
+            room = threads.apply(node.spool.has_room)  # it looks at every file; no call waits for that
         except SpoolError:  # where it can't be looked at, nothing can be recorded
             room = False
         if room != node.room:

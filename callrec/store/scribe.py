@@ -26,7 +26,7 @@ from callrec.store.db import Database, Statement
 log = Log(__name__)
 
 _BATCH = 100
-_GATHER = 0.05  # seconds for more to come before a batch that is not full is sent: a transaction costs more than a note
+_GATHER = 0.1  # seconds for more to come before a batch that is not full is sent: a transaction costs more than a note
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 5.0  # seconds
 _REFUSALS = 5  # of one statement alone, before it is given up
 

@@ -103,14 +103,13 @@ class Switch:
 
 
 def cpu(*pids: int) -> float:
-    """CPU seconds that these processes have used, with those of their children, living and dead."""
+    """CPU seconds that these processes have used, with those of their children, living and dead, each counted once."""
     total = 0
-    for pid in pids:
-        for each in (pid, *_children(pid)):
-            try:
-                total += sum(map(int, Path(f"/proc/{each}/stat").read_text().rpartition(")")[2].split()[11:15]))
-            except OSError:
-                continue
+    for each in {each for pid in pids for each in (pid, *_children(pid))}:
+        try:
+            total += sum(map(int, Path(f"/proc/{each}/stat").read_text().rpartition(")")[2].split()[11:15]))
+        except OSError:
+            continue
     return total / os.sysconf("SC_CLK_TCK")
 
 
@@ -121,10 +120,13 @@ def _children(pid: int) -> list[int]:
         return []
 
 
-def machine() -> float:
-    """CPU seconds that the whole machine has worked, all cores together."""
-    user, nice, system, _, _, irq, softirq = map(int, Path("/proc/stat").read_text().split()[1:8])
-    return (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK")
+def busy() -> float:
+    """Seconds that the machine's cores were not idle, all together; differences alone mean something.
+
+    From the idle time, as the kernel's own sum of busy ticks falls short of what processes use on a virtual machine.
+    """
+    idle, waiting = map(int, Path("/proc/stat").read_text().split()[4:6])
+    return time.monotonic() * os.cpu_count() - (idle + waiting) / os.sysconf("SC_CLK_TCK")
 
 
 def resident(pid: int) -> int:
