@@ -3,7 +3,7 @@
 `listen` has no S3 credentials, `ship` no event socket: each is a process that is given what its work needs.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
@@ -141,10 +141,8 @@ def listen(config: Config, http: tuple[str, int] | None) -> None:
 
     desk = OrderDesk(store.conninfo, take_order)
     server = OutboundServer(config.listen.address, Listener(node, registry).serve, config.listen.max_calls)
-    role = Role(
-        "listen",
-        {"postgres": store.alive, "redis": view.alive, "event_socket": lambda: watcher.up, "spool": lambda: node.room},
-    )
+    needs = {"redis": view.alive, "event_socket": lambda: watcher.up, "spool": lambda: node.room}
+    role = Role("listen", _database(store) | needs)
     store.open()
     for part in (scribe, view, desk):
         part.start()
@@ -165,6 +163,11 @@ def listen(config: Config, http: tuple[str, int] | None) -> None:
     scribe.stop()
     view.stop()
     store.close()
+
+
+def _database(store: Database) -> dict[str, Callable[[], bool]]:
+    """What every role needs of Postgres: that it answers, and that `callrec migrate` has been run."""
+    return {"postgres": store.alive, "schema": store.current}
 
 
 def with_sounds(sounds: Sounds, line: Line) -> Line:
@@ -219,9 +222,8 @@ def ship(config: Config, http: tuple[str, int] | None) -> None:
     bucket = objects(config, "ship")
     records = ShipRecords(store, node=config.node)
     shipper = Shipper(records, directory, bucket, config.public_key, config.node)
-    role = Role(
-        "ship", {"postgres": store.alive, "storage": lambda: bucket.check().object_lock, "spool": directory.has_room}
-    )
+    needs = {"storage": lambda: bucket.check().object_lock, "spool": directory.has_room}
+    role = Role("ship", _database(store) | needs)
     store.open()
     with suppress(StoreError):  # Postgres is away: the leases end by themselves
         records.unclaim()
@@ -255,7 +257,12 @@ def sweep(config: Config, http: tuple[str, int] | None) -> None:
     eraser = Eraser(records, bucket, directory, view, partial(send, store))
     vigil = Vigil(bucket, lifecycle.rules(config.bases.values()), records)
     sweeper = Sweeper(records, eraser, bucket, config.bases, config.terms.patience, more=vigil.chores)
-    needs = {"postgres": store.alive, "storage": lambda: bucket.check().object_lock, "redis": view.alive}
+    needs = {
+        "postgres": store.alive,
+        "schema": store.current,
+        "storage": lambda: bucket.check().object_lock,
+        "redis": view.alive,
+    }
     role = Role("sweep", needs)
     store.open()
     with suppress(StoreError):  # Postgres is away: the leases end by themselves
@@ -268,7 +275,7 @@ def sweep(config: Config, http: tuple[str, int] | None) -> None:
 def api(config: Config, http: tuple[str, int] | None) -> None:
     """Take callbacks until asked to end."""
     store = database(config, "api", size=8)
-    role = Role("api", {"postgres": store.alive})
+    role = Role("api", _database(store))
     store.open()
     pages = falcon.App()
     Callbacks(desk(config, store), Accounts(config.secrets.api_tokens()), config.operator.country).add_to(pages)

@@ -128,6 +128,7 @@ ALTER TABLE ledger ENABLE ALWAYS TRIGGER ledger_is_not_truncated;
 
 REVOKE ALL ON call, caller, recording, recording_key, ledger FROM PUBLIC;
 -- noted_at and entry_id are Postgres' own to give.
+GRANT SELECT ON schema_migration TO callrec_listen, callrec_ship, callrec_sweep, callrec_api;
 GRANT SELECT, INSERT (call_id, recording_id, ordinal, kind, body, node, at)
     ON ledger TO callrec_listen, callrec_ship, callrec_sweep, callrec_api;
 

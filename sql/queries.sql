@@ -190,5 +190,8 @@ VALUES (%(call_id)s, %(recording_id)s, %(kind)s, %(body)s::jsonb, %(node)s, now(
 -- name: order
 SELECT pg_notify('callrec_order', %(payload)s);
 
+-- name: migrations
+SELECT name FROM schema_migration;
+
 -- name: alive
 SELECT 1;

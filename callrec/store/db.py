@@ -54,6 +54,7 @@ class Database:
         self.timeout = timeout
         self.queries = {k: v for name in _STATEMENTS for k, v in load_queries(sql_directory() / name).items()}
         self.conninfo = conninfo(url, user, password)
+        self._current = False
         self._pool: ConnectionPool[Connection] = ConnectionPool(
             self.conninfo,
             connection_class=Connection,
@@ -102,6 +103,13 @@ class Database:
             with connection.transaction(), connection.pipeline():
                 for name, params in statements:
                     connection.execute(self.queries[name], params)
+
+    def current(self) -> bool:
+        """Whether the schema has every migration of this version; looked up until it has. StoreError as of `run`."""
+        if not self._current:
+            known = {row["name"] for row in self.run("migrations", timeout=1.0)}
+            self._current = known.issuperset(path.name for path in sql_directory().glob(_FILES))
+        return self._current
 
     def alive(self, timeout: float = 1.0) -> bool:
         try:
@@ -283,14 +291,3 @@ def migrate(url: str, user: str, password: str, directory: Path | None = None) -
                 connection.execute("INSERT INTO schema_migration (name, sha256) VALUES (%s, %s)", (path.name, digest))
             applied.append(path.name)
     return applied
-
-
-def pending(url: str, user: str, password: str) -> list[str]:
-    """The migrations of this version that the database does not have yet."""
-    names = [path.name for path in sorted(sql_directory().glob(_FILES))]
-    with _connect(url, user, password) as connection, _foreign("The list of migrations can't be read"):
-        exists = connection.execute("SELECT to_regclass('schema_migration')").fetchone()
-        if not exists or exists[0] is None:
-            return names
-        known = {row[0] for row in connection.execute("SELECT name FROM schema_migration").fetchall()}
-    return [name for name in names if name not in known]

@@ -13,7 +13,7 @@ from psycopg import errors, sql
 from callrec.errors import StoreError
 from callrec.ledger.caller import conceal
 from callrec.recording import envelope
-from callrec.store.db import migrate, pending, sql_directory
+from callrec.store.db import Database, migrate, sql_directory
 from callrec.store.records import CallRecords
 from callrec.store.scribe import Scribe
 from callrec.store.shipping import ShipRecords
@@ -35,10 +35,21 @@ def copy_of_sql(directory):
 
 def test_applies_everything_once(fresh_database):
     url = fresh_database(migrate=False)
-    assert pending(url, *owner_of(url)) == FILES
     assert migrate(url, *owner_of(url)) == FILES
     assert migrate(url, *owner_of(url)) == []
-    assert pending(url, *owner_of(url)) == []
+
+
+def test_a_role_knows_whether_the_schema_is_its_versions(fresh_database, tmp_path):
+    """As /readyz asks it, of a role that was started before `callrec migrate`, or before all of it was."""
+    url, directory = fresh_database(migrate=False), copy_of_sql(tmp_path)
+    with Database(url, *owner_of(url)) as store:
+        with pytest.raises(StoreError):
+            store.current()
+        (directory / FILES[-1]).unlink()
+        migrate(url, *owner_of(url), directory)
+        assert not store.current()
+        migrate(url, *owner_of(url))
+        assert store.current()
 
 
 def test_several_at_once_apply_each_file_once(fresh_database):
@@ -170,10 +181,10 @@ def as_role(stores):
 LEDGER_ENTRY = "INSERT INTO ledger (kind, body, node, at) VALUES ('k', '{}', 'n', now())"
 TABLES = ("call", "caller", "recording", "recording_key", "ledger", "schema_migration")
 READABLE = {
-    "listen": {"call", "recording", "ledger"},
-    "ship": {"call", "recording", "recording_key", "ledger"},
-    "sweep": {"call", "caller", "recording", "recording_key", "ledger"},
-    "api": {"call", "recording", "recording_key", "ledger"},
+    "listen": {"call", "recording", "ledger", "schema_migration"},
+    "ship": {"call", "recording", "recording_key", "ledger", "schema_migration"},
+    "sweep": {"call", "caller", "recording", "recording_key", "ledger", "schema_migration"},
+    "api": {"call", "recording", "recording_key", "ledger", "schema_migration"},
 }
 
 
