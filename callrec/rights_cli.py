@@ -88,6 +88,12 @@ def _erasures(commands: Commands, command: Command) -> None:
     listed = command(commands, "erasures", _list_erasures, "list erasures: due, waiting, done")
     listed.add_argument("-n", "--limit", type=int, default=50, help="how many, the latest first (50)")
     listed.add_argument("--json", action="store_true", help="one JSON object a line")
+    adopt = command(
+        commands, "adopt", _adopt, "take over the recordings of a node that does not come back",
+        "A node erases its own recordings alone. What the lost one had not stored is gone with its disk, and noted so.",
+    )  # fmt: skip
+    adopt.add_argument("node", help="the lost node's name; it must never run again under that name")
+    adopt.add_argument("--confirm", type=int, metavar="COUNT", help="without it nothing is done but counting")
     command(
         commands, "replay-erasures", _replay, "after a database was restored: erase again the keys that came back",
         "Run it before anything else is started.",
@@ -207,6 +213,25 @@ def _erase(args: argparse.Namespace) -> int:
 def _list_erasures(args: argparse.Namespace) -> None:
     with service.database(load(args.config), "sweep") as store:
         tables.show(store.run("erasures", {"limit": args.limit}), tables.ERASURES, as_json=args.json)
+
+
+def _adopt(args: argparse.Namespace) -> int:
+    config = load(args.config)
+    if args.node == config.node:
+        raise CallrecError("That is this node", hint="Run it on the node that takes over")
+    with service.database(config, "sweep") as store:
+        records = RightsRecords(store, node=config.node)
+        stored, unstored = records.leaves(args.node)
+        print(f"{args.node} leaves {stored} stored recordings, and {unstored} that only its disk had")
+        if args.confirm != stored + unstored:
+            print(f"Nothing was done. To take them over: --confirm {stored + unstored}")
+            return 0 if args.confirm is None else 1
+        adopted = 0
+        while taken := records.adopt(args.node):
+            adopted += taken
+            print(f"{adopted} of {stored + unstored}", file=sys.stderr)
+    print(f"{adopted} taken over by {config.node}")
+    return 0
 
 
 def _replay(args: argparse.Namespace) -> None:

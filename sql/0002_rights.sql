@@ -122,5 +122,5 @@ GRANT INSERT (reference) ON recording TO callrec_listen;
 
 GRANT SELECT, DELETE ON recording_key TO callrec_sweep;
 GRANT SELECT, DELETE ON caller TO callrec_sweep;
-GRANT UPDATE (state, lock_mode) ON recording TO callrec_sweep;
+GRANT UPDATE (node, state, lock_mode) ON recording TO callrec_sweep;
 GRANT SELECT (recording_id) ON erasure TO callrec_ship, callrec_listen;

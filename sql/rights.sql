@@ -248,6 +248,9 @@ RETURNING recording_id;
 
 -- name: claim_erasure
 -- The next erasure due on this node's recordings: only this node can look into its spool.
+-- Here, in erasure_step and in forget_caller nobody waits for the disk: what a crash of Postgres takes is done again. The
+-- log keeps its order, so what is on disk of an erasure is always a beginning of it; erase_key and erased, which others
+-- rely on, wait until all of it is.
 UPDATE erasure e SET claimed_until = now() + %(lease)s * interval '1 second', attempts = attempts + 1
  WHERE recording_id = (
            SELECT x.recording_id FROM erasure x JOIN recording r USING (recording_id)
@@ -255,13 +258,35 @@ UPDATE erasure e SET claimed_until = now() + %(lease)s * interval '1 second', at
               AND r.node = %(node)s
             ORDER BY x.due_at LIMIT 1 FOR UPDATE OF x SKIP LOCKED
        )
-RETURNING recording_id, cause, deadline, done, state, attempts;
+RETURNING recording_id, cause, deadline, done, state, attempts, set_config('synchronous_commit', 'off', true);
 
 -- name: unclaim_erasures
 -- What a `sweep` of this node that died had claimed is free again: there is one `sweep` a node.
 UPDATE erasure SET claimed_until = NULL
  WHERE state <> 'erased' AND claimed_until IS NOT NULL
    AND recording_id IN (SELECT recording_id FROM recording WHERE node = %(node)s);
+
+-- name: node_leaves
+-- What is of a node: recordings that are stored, and such as only its own disk had.
+SELECT count(*) FILTER (WHERE state = 'stored') AS stored, count(*) FILTER (WHERE state <> 'stored') AS unstored
+  FROM recording WHERE node = %(lost)s AND state IN ('authorised', 'recording', 'finished', 'stored');
+
+-- name: adopt
+-- Some of these are this node's from now on; what was not stored went with the other's disk.
+WITH there AS (
+    SELECT recording_id, state FROM recording
+     WHERE node = %(lost)s AND state IN ('authorised', 'recording', 'finished', 'stored')
+     LIMIT %(limit)s FOR UPDATE
+), taken AS (
+    UPDATE recording r SET node = %(node)s, state = CASE there.state WHEN 'stored' THEN 'stored' ELSE 'lost' END
+      FROM there WHERE r.recording_id = there.recording_id
+    RETURNING r.call_id, r.recording_id, r.state
+)
+INSERT INTO ledger (call_id, recording_id, kind, body, node, at)
+SELECT call_id, recording_id, CASE state WHEN 'stored' THEN 'recording_adopted' ELSE 'recording_lost' END,
+       jsonb_build_object('node', %(lost)s::text), %(node)s, now()
+  FROM taken
+RETURNING recording_id;
 
 -- name: erase_key
 -- The point of no return: the key row and that it is gone, in one statement. No row: a hold was placed in this moment.
@@ -279,10 +304,11 @@ SELECT r.call_id, r.recording_id, 'key_erased', jsonb_build_object('cause', s.ca
 RETURNING entry_id;
 
 -- name: erasure_step
-UPDATE erasure SET done = %(done)s WHERE recording_id = %(recording_id)s;
+UPDATE erasure SET done = %(done)s WHERE recording_id = %(recording_id)s
+RETURNING set_config('synchronous_commit', 'off', true);
 
 -- name: forget_caller
-DELETE FROM caller WHERE call_id = %(call_id)s;
+DELETE FROM caller WHERE call_id = %(call_id)s RETURNING set_config('synchronous_commit', 'off', true);
 
 -- name: erasure_left
 -- What Postgres itself still has of a recording that is to be gone.

@@ -291,6 +291,16 @@ class RightsRecords:
         about = {"line": line, "basis": basis, "disposition": disposition, "since": since, "until": until}
         return [row["recording_id"] for row in self._database.run("bulk", about, timeout=60.0)]
 
+    def leaves(self, node: str) -> tuple[int, int]:
+        """How many recordings of `node` are stored, and how many its own disk alone had."""
+        row = self._database.one("node_leaves", {"lost": node})
+        assert row is not None  # a SELECT of two counts
+        return row["stored"], row["unstored"]
+
+    def adopt(self, node: str, limit: int = 1000) -> int:
+        """Make up to `limit` recordings of `node`, which does not come back, this node's: how many; 0 at the end."""
+        return len(self._database.run("adopt", {"lost": node, "node": self._node, "limit": limit}, timeout=30.0))
+
     def replay_erasures(self, erased: Mapping[UUID, Cause]) -> list[UUID]:
         """Erase again what came back with a backup: what the ledger says was erased, and `erased`. Gives those."""
         named = [{"recording": str(recording), "cause": cause.value} for recording, cause in erased.items()]

@@ -18,12 +18,13 @@ from callrec.recording import lifecycle
 from callrec.rights.calendar import Deadline
 from callrec.rights.desk import Intake
 from callrec.rights.disposition import Disposition, Patience, Said, Unsaid
-from callrec.rights.erasure import erased_before
+from callrec.rights.erasure import Eraser, erased_before
 from callrec.rights.erasure_steps import Step
 from callrec.rights.holds import Cause, HoldReason
 from callrec.rights.reference_code import new_code, show_code
 from callrec.rights.revocation import Channel, Identification, Proof
 from callrec.rights.vigil import Vigil
+from callrec.store.rights import RightsRecords
 
 SALE = BasisKind.NOTICE
 ALLOWED = "service_quality.information_accuracy"
@@ -679,3 +680,21 @@ def test_a_recording_that_is_not_there_is_unknown(house):
     house.erase_all()
     with pytest.raises(CallrecError):
         house.desk().erase(kept.recording_id, Cause.NO_LONGER_NEEDED, "dpo")
+
+
+def test_what_a_lost_node_leaves_is_erased_by_the_one_that_takes_it_over(house):
+    """On time and completely, whatever becomes of the node that recorded it (C1, C2)."""
+    stored, unstored = house.record(), house.record(until="finished")
+    other = RightsRecords(house.database("sweep"), node="another")
+    assert other.leaves(NODE) == (1, 1)
+    assert [other.adopt(NODE, limit=1), other.adopt(NODE, limit=1), other.adopt(NODE)] == [1, 1, 0]
+    assert other.leaves(NODE) == (0, 0)
+    assert house.row(unstored.recording_id)["state"] == "lost"
+    assert house.kinds(unstored.recording_id)[-1] == "recording_lost"
+    assert house.kinds(stored.recording_id)[-1] == "recording_adopted"
+    house.desk().erase(stored.recording_id, Cause.NO_LONGER_NEEDED, "dpo")
+    house.erase_all()
+    assert house.erasure(stored.recording_id)["state"] == "due"  # no longer the work of the node that is lost
+    house.erase_all(Eraser(other, house.sweep, house.spool, house.live, lambda *_: None))
+    assert house.row(stored.recording_id)["state"] == "erased"
+    assert house.left(stored) == set()

@@ -154,6 +154,18 @@ def test_an_order_to_erase_many_is_tried_first_and_confirmed_by_its_count(callre
     assert (replayed.returncode, replayed.stdout.split()[0]) == (0, "0"), replayed.stderr
 
 
+def test_a_lost_nodes_recordings_are_taken_over_by_their_count(callrec):
+    own = callrec.installation.config.node
+    assert callrec.command("adopt", own).returncode == 1
+    asked = callrec.command("adopt", "never-was")
+    assert (asked.returncode, asked.stdout.splitlines()[0]) == (
+        0, "never-was leaves 0 stored recordings, and 0 that only its disk had",
+    )  # fmt: skip
+    assert callrec.command("adopt", "never-was", "--confirm", "7").returncode == 1
+    done = callrec.command("adopt", "never-was", "--confirm", "0")
+    assert (done.returncode, done.stdout.splitlines()[-1]) == (0, f"0 taken over by {own}"), done.stderr
+
+
 def test_on_storage_that_failed_its_probe_nothing_is_recorded(callrec):
     """[storage] worm_probe = "enforce"; the real probe of this store passed when `sweep` started."""
     found = wait_until(lambda: callrec.inspector.rows("SELECT * FROM storage_probe"), 60, "the first probe")
