@@ -25,13 +25,16 @@ from psycopg import sql
 from callrec.demo.stack import SERVICES, Stack
 
 
-def wait_until(condition, seconds=5.0, what="the condition"):
-    """Poll `condition` until it returns something true, and return that. Fails the test after `seconds`."""
+def wait_until(condition, seconds=5.0, what="the condition", pause=0.01):
+    """Poll `condition` until it returns something true, and return that. Fails the test after `seconds`.
+
+    `pause` is what lies between two looks, in seconds: more where a look is dear.
+    """
     deadline = time.monotonic() + seconds
     while not (result := condition()):
         if time.monotonic() > deadline:
             pytest.fail(f"{what}: not within {seconds} s")
-        time.sleep(0.01)
+        time.sleep(pause)
     return result
 
 
