@@ -19,7 +19,7 @@ PROGRAMS := $(POSTGRES) $(REDIS) $(CEPH) espeak-ng:espeak-ng
 SOURCES := callrec tests
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: help setup packages demo test test-freeswitch check bench image lock clean
+.PHONY: help setup packages demo test test-freeswitch check bench bench-sweep image lock clean
 
 help: ## list what there is
 	@grep -E '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
@@ -56,6 +56,9 @@ check: setup ## ruff, its format, mypy --strict, and the floors of the house
 
 bench: setup ## calls per second, latency, CPU and memory beside stock greenswitch
 	@$(BIN)/python tests/bench/run.py
+
+bench-sweep: setup ## time and memory of erasing 10,000 expired recordings, and what calls notice of it
+	@$(BIN)/python tests/bench/sweep.py
 
 image: ## build the container image
 	docker build --tag $(IMAGE) .

@@ -55,6 +55,22 @@ CREATE TABLE disposition (
 );
 CREATE INDEX disposition_to_seal ON disposition (due_at) WHERE seals AND sealed_at IS NULL;
 
+-- Beside the recording, too: what nobody has said anything about is looked for every few seconds, and must be found
+-- without a look at all that is kept for years.
+ALTER TABLE recording ADD COLUMN kind_known boolean NOT NULL DEFAULT false;
+CREATE INDEX recording_unsaid ON recording (basis, stopped_at) WHERE state = 'stored' AND NOT kind_known;
+
+CREATE FUNCTION disposition_makes_known() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path = public, pg_temp AS $$
+BEGIN
+    UPDATE recording SET kind_known = true WHERE recording_id = NEW.recording_id;
+    RETURN NULL;
+END
+$$;
+REVOKE ALL ON FUNCTION disposition_makes_known() FROM PUBLIC;
+CREATE TRIGGER disposition_makes_known AFTER INSERT ON disposition
+    FOR EACH ROW EXECUTE FUNCTION disposition_makes_known();
+
 -- Nobody said anything in time (B3).
 CREATE TABLE escalation (
     recording_id uuid PRIMARY KEY REFERENCES recording,

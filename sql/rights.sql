@@ -127,10 +127,9 @@ UPDATE disposition SET last_error = %(error)s, due_at = now() + %(retry_in)s * i
 -- name: unsaid
 -- Recordings on a statutory basis that nobody said anything about, long enough after their call.
 SELECT r.recording_id, r.stopped_at, s.escalated_at
-  FROM recording r LEFT JOIN disposition d USING (recording_id) LEFT JOIN erasure e USING (recording_id)
-       LEFT JOIN escalation s USING (recording_id)
- WHERE r.basis = ANY (%(bases)s) AND r.state = 'stored' AND r.stopped_at <= %(before)s
-   AND d.recording_id IS NULL AND e.recording_id IS NULL
+  FROM recording r LEFT JOIN erasure e USING (recording_id) LEFT JOIN escalation s USING (recording_id)
+ WHERE r.basis = ANY (%(bases)s) AND r.state = 'stored' AND NOT r.kind_known AND r.stopped_at <= %(before)s
+   AND e.recording_id IS NULL
    AND (s.recording_id IS NULL OR s.outcome_at <= %(now)s)
    AND NOT EXISTS (SELECT FROM hold h WHERE h.recording_id = r.recording_id AND h.released_at IS NULL)
  ORDER BY r.stopped_at LIMIT %(limit)s;

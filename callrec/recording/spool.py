@@ -150,6 +150,11 @@ class Spool:
         """Every recording that has a file here, plain or sealed."""
         return {file.recording_id for file in self.recordings()} | {known for known, _ in self._sealed_files()}
 
+    def has(self, recording_id: UUID) -> bool:
+        """Whether this recording has a file here, plain or sealed."""
+        with _spool_errors("The spool can't be read", self.root):
+            return self.path(recording_id).exists() or bool(self._sealed_of(recording_id))
+
     def strangers(self) -> list[Path]:
         """What is not ours by its name. Nothing here ever touches it, and its name may say too much for a log."""
         found = [Path(entry.path) for entry in self._scan(self._rec) if _recording_id(entry.name, ".wav") is None]
@@ -211,9 +216,8 @@ class Spool:
     def drop_sealed(self, recording_id: UUID) -> None:
         """Remove the sealed form and unfinished attempts at it; the ciphertext first, so that no note outlasts it."""
         self._unlink(self.sealed_path(recording_id))
-        for entry in self._scan(self._sealed):
-            if _sealed_id(entry.name) == recording_id:
-                self._unlink(Path(entry.path))
+        for path in self._sealed_of(recording_id):
+            self._unlink(path)
 
     # The way out
 
@@ -266,6 +270,11 @@ class Spool:
             if recording_id:
                 with suppress(FileNotFoundError):  # as in recordings()
                     yield recording_id, entry.stat().st_size
+
+    def _sealed_of(self, recording_id: UUID) -> list[Path]:
+        # An erasure asks this of each recording: the names that are others' must cost next to nothing.
+        own = [entry for entry in self._scan(self._sealed) if entry.name.startswith(f"{recording_id}.")]
+        return [Path(entry.path) for entry in own if _sealed_id(entry.name)]
 
     def _scan(self, directory: Path) -> list["os.DirEntry[str]"]:
         with _spool_errors("The spool can't be read", self.root), os.scandir(directory) as entries:

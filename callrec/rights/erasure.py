@@ -218,7 +218,7 @@ class Eraser:
             left.add(Step.MARKERS if version.is_delete_marker else Step.OBJECTS)
         if self._segments(row):
             left.add(Step.SEGMENTS)
-        if recording_id in self._spool.leftovers():
+        if self._spool.has(recording_id):
             left.add(Step.SPOOL)
         if self._alive(row):
             left.add(Step.REDIS)

@@ -126,6 +126,19 @@ def test_withdrawn_removes_both_forms_and_the_mark_outlives_a_restart(spool):
     assert not again.withdrawn(uuid4())
 
 
+@pytest.mark.parametrize(
+    "name", ["rec/{}.wav", "sealed/{}.enc", "sealed/{}.key", "sealed/{}." + "0" * 32 + ".enc-part"]
+)
+def test_whatever_is_left_of_a_recording_is_found_and_goes_alone_c2(spool, name):
+    mine, other = uuid4(), uuid4()
+    for recording_id in (mine, other):
+        (spool.root / name.format(recording_id)).write_bytes(b"x")
+    assert spool.has(mine)
+    spool.remove(mine)
+    assert not spool.has(mine)
+    assert everything(spool) == [name.format(other)]
+
+
 def test_the_mark_is_on_disk_before_the_file_goes(spool, monkeypatch):
     recording_id = recorded(spool)
     steps = []

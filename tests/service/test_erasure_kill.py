@@ -1,5 +1,6 @@
 """kill -9 at any moment of an erasure: it always ends erased, and is never called so with something left (C2, C4)."""
 
+import contextlib
 import json
 import os
 import random
@@ -10,9 +11,10 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from fix_rights import NODE
+from fix_rights import NODE, House
 
 from callrec.call.policy import BasisKind
+from callrec.errors import StoreError
 from callrec.rights.disposition import Disposition, Said
 from callrec.rights.holds import Cause
 
@@ -131,3 +133,42 @@ def test_what_a_lock_keeps_is_erased_by_key_whenever_it_is_killed(house, nursery
         assert house.erasure(kept.recording_id)["state"] == "key_erased"
         assert house.left(kept) == {"market-transaction"}
         assert "recording_erased" not in house.kinds(kept.recording_id)
+
+
+@pytest.fixture
+def own_house(own_stores, s3, role_users, redis_url, tmp_path):
+    made = House(own_stores, s3, role_users, redis_url, tmp_path / "spool")
+    yield made
+    made.close()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("moment", ["claim_erasure", "erase_key", "erasure_step", "forget_caller", "erased"])
+def test_postgres_is_killed_and_what_it_said_last_of_an_erasure_is_true_or_done_again(own_house, moment):
+    """Most steps do not wait for its disk: only that the key is gone, and that all is, must be there afterwards."""
+    kept, stack = own_house.record(), own_house.stores.stack
+    assert own_house.desk().erase(kept.recording_id, Cause.NO_LONGER_NEEDED, "dpo")
+    eraser = own_house.eraser()
+    said = getattr(eraser._records, moment)
+
+    def last(*args):
+        answer = said(*args)
+        stack.kill("postgres")
+        return answer
+
+    setattr(eraser._records, moment, last)
+    with contextlib.suppress(StoreError):
+        eraser.erase_next()
+    stack.restart("postgres")
+    own_house.stores.reconnect()
+    if moment != "claim_erasure":
+        assert "recording_key" not in own_house.left(kept)
+    if moment == "erased":
+        assert said_erased(own_house, kept)
+    else:
+        own_house.records().unclaim_erasures()
+        own_house.erase_all()
+    assert (own_house.erasure(kept.recording_id)["state"], own_house.left(kept)) == ("erased", set())
+    kinds = own_house.kinds(kept.recording_id)
+    assert kinds.count("recording_erased") == kinds.count("key_erased") == 1
