@@ -76,6 +76,10 @@ class EnvelopeError(CallrecError):
     """A sealed recording does not open: wrong key, cut short, or changed."""
 
 
+class LedgerError(CallrecError):
+    """An entry, a proof or a checkpoint of the ledger is not what it is said to be."""
+
+
 class AccessDeniedError(CallrecError):
     """This purpose may not be served with this recording."""
 

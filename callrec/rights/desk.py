@@ -31,7 +31,8 @@ _GONE = frozenset({"discarded", "empty", "lost", "erased"})
 
 @dataclass(frozen=True, slots=True)
 class Intake:
-    """A withdrawal as it arrived. Of `number`, `call_id`, `recording_id`, `code`, one says what it is about."""
+    """A withdrawal as it arrived. One of `number`, `call_id` and `code` says what it is about; `recording_id`, alone or
+    beside it, that one recording is meant."""
 
     channel: Channel
     received_at: datetime
@@ -79,8 +80,8 @@ class Desk:
     # Withdrawal of consent
 
     def revoke(self, intake: Intake) -> Answer:
-        """Take a withdrawal in. RightsError when it names nothing, or comes from the future; it is noted even when it
-        leads to no recording: the answer says so."""
+        """Take a withdrawal in. RightsError when it names nothing or too much, or comes from the future; UnknownError
+        for a recording that never was. A number or a code that leads to no recording is noted: the answer says so."""
         if intake.received_at > self._clock() + timedelta(minutes=5):
             raise RightsError("The withdrawal was received in the future", hint="Give the time at which it arrived")
         wanted = self._wanted(intake)
@@ -144,6 +145,11 @@ class Desk:
         return decisions
 
     def _wanted(self, intake: Intake) -> Wanted:
+        if sum(map(bool, (intake.number, intake.call_id, intake.code))) > 1:
+            # A code that isn't this number's would count as its proof, and a call beside a number for nothing.
+            raise RightsError("The withdrawal names more than one thing", hint="Give a number, a call or a code")
+        if intake.recording_id:
+            self._row(intake.recording_id)
         if intake.number:
             return Wanted(lookup=look_up(intake.number, self._lookup_key))
         if intake.code:

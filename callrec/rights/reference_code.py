@@ -1,7 +1,7 @@
 """Reference codes: how a caller who withheld the number names the call later (D11).
 
 Seven random signs and one that checks them, in Crockford's base 32 (digits and capital letters without I, L, O and U),
-written as two groups of four: "7K3M-9QXD". Whoever reads one back may use small letters, spaces and hyphens, O for 0
+written as two groups of four: "7K3M-9QXF". Whoever reads one back may use small letters, spaces and hyphens, O for 0
 and I or L for 1. One wrong sign, or two neighbours swapped, is always noticed: the eight signs are the coefficients of
 a polynomial over the field of 32 elements which is zero at a generator of the field.
 

@@ -5,15 +5,17 @@
     POST /v1/recordings/{id}/disposition          what kind of call it was
     POST /v1/recordings/{id}/holds                it has to stay for now
     POST /v1/holds/{id}/review, …/release
+    GET  /v1/openapi.yaml                         all of this for an integrator; the only page without a token
 
 Bodies and answers are JSON; a field that is not known is refused. Errors are application/problem+json (RFC 9457).
 """
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 from enum import StrEnum
+from pathlib import Path
 from typing import Any, TypeVar
 from uuid import UUID
 
@@ -32,15 +34,19 @@ from callrec.log import Log
 from callrec.rights.desk import Desk, Intake
 from callrec.rights.disposition import Disposition, Said, Unchanged
 from callrec.rights.holds import HoldReason
-from callrec.rights.revocation import Channel, GivenBy, Identification, Person, Proof
+from callrec.rights.revocation import Channel, Decision, GivenBy, Identification, Person, Proof
 from callrec.web.auth import Accounts, Attempts
 
 log = Log(__name__)
 
 _LONGEST_BODY = 64 * 1024
 _LONGEST_TEXT = 1000
+# Line ends and other controls, what hides or reorders text on a screen, halves of characters; as in openapi.yaml.
+_UNFIT = re.compile(r"[\x00-\x1f\x7f-\x9f\xad\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff]")
 _MOST = 20  # entries of a list
-_YEARS = range(2000, 2100)  # of which a time may be: what computes deadlines has an end
+# RFC 3339, the seconds optional because some libraries leave out zeros. What computes deadlines has an end.
+_TIME = re.compile(r"20[0-9]{2}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}(:[0-9]{2}(\.[0-9]+)?)?(Z|[+-][0-9]{2}:[0-9]{2})")
+_DIGEST = re.compile(r"([0-9a-fA-F]{64})?")
 _E = TypeVar("_E", bound=StrEnum)
 
 
@@ -48,10 +54,17 @@ class Body:
     """The JSON object of a request, read strictly: each field is asked for once, what is left over is refused."""
 
     def __init__(self, request: falcon.Request) -> None:
-        if (request.content_length or 0) > _LONGEST_BODY:
+        length = request.content_length or 0
+        # A body in chunks has no length beforehand, but an end that the server knows.
+        stream = request.stream if request.env.get("wsgi.input_terminated") else request.bounded_stream
+        try:
+            sent = stream.read(_LONGEST_BODY + 1) if length <= _LONGEST_BODY else b""
+        except OSError:
+            raise falcon.HTTPBadRequest(title="The body is cut short") from None
+        if max(length, len(sent)) > _LONGEST_BODY:
             raise falcon.HTTPContentTooLarge(title="The body is too long")
         try:
-            found = json.loads(request.bounded_stream.read(_LONGEST_BODY + 1) or b"{}")
+            found = json.loads(sent or b"{}")
         except (ValueError, RecursionError):
             raise falcon.HTTPBadRequest(title="The body is not JSON") from None
         if not isinstance(found, dict):
@@ -60,8 +73,8 @@ class Body:
 
     def text(self, name: str, default: str | None = None) -> str:
         value = self._found.pop(name, default)
-        if not isinstance(value, str) or len(value) > _LONGEST_TEXT or not value.isprintable():
-            raise _bad(name, f"a text of {_LONGEST_TEXT} printable characters at most")
+        if not isinstance(value, str) or len(value) > _LONGEST_TEXT or _UNFIT.search(value):
+            raise _bad(name, f"a text of one line, {_LONGEST_TEXT} characters at most")
         return value
 
     def has(self, name: str) -> bool:
@@ -91,23 +104,19 @@ class Body:
         return identifier(value) if value else None
 
     def time(self, name: str) -> datetime:
+        value = self.text(name)
         try:
-            value = datetime.fromisoformat(self.text(name))
-        except ValueError:
-            raise _bad(name, "a time such as 2026-12-24T10:00:00+01:00") from None
-        if value.tzinfo is None or value.year not in _YEARS:
-            raise _bad(name, "a time with its offset, such as 2026-12-24T10:00:00+01:00")
-        return value
+            if _TIME.fullmatch(value):
+                return datetime.fromisoformat(value)
+        except ValueError:  # there is no such day or hour
+            pass
+        raise _bad(name, "a time with its offset, such as 2026-12-24T10:00:00+01:00")
 
     def digest(self, name: str) -> bytes | None:
         value = self.text(name, "")
-        try:
-            digest = bytes.fromhex(value)
-        except ValueError:
-            raise _bad(name, "64 hex digits") from None
-        if len(digest) not in {0, 32}:
+        if not _DIGEST.fullmatch(value):
             raise _bad(name, "64 hex digits")
-        return digest or None
+        return bytes.fromhex(value) or None
 
     def end(self) -> None:
         if self._found:
@@ -122,6 +131,14 @@ def identifier(text: str) -> UUID:
         return UUID(text)
     except ValueError:
         raise falcon.HTTPBadRequest(title="That is no id", description="An id is a UUID") from None
+
+
+class Effect(StrEnum):
+    """What the kind of a call does to its recording."""
+
+    SEAL = "seal"
+    ERASE = "erase"
+    UNCHANGED = "unchanged"
 
 
 class Callbacks:
@@ -140,6 +157,7 @@ class Callbacks:
         pages.add_route("/v1/recordings/{subject}/holds", _Post(self._hold))
         pages.add_route("/v1/holds/{subject}/review", _Post(self._review))
         pages.add_route("/v1/holds/{subject}/release", _Post(self._release))
+        pages.add_route("/v1/openapi.yaml", _Description())
         pages.add_error_handler(Exception, fault)  # falcon takes the most specific one
         pages.add_error_handler(CallrecError, problem)
         pages.set_error_serializer(refusal)
@@ -169,15 +187,7 @@ class Callbacks:
             "revocation": str(answer.revocation_id),
             "identification": answer.identification.value,
             "deadline": answer.deadline.isoformat(),
-            "recordings": [
-                {
-                    "recording": str(each.recording_id),
-                    "fate": each.fate.value,
-                    "why": each.why.value,
-                    "says": each.why.says,
-                }
-                for each in answer.decisions
-            ],
+            "recordings": _told(answer.decisions),
         }
 
     def _identify(self, request: falcon.Request, subject: str) -> tuple[str, dict[str, Any]]:
@@ -185,26 +195,22 @@ class Callbacks:
         body = Body(request)
         to = body.one_of("identification", Identification)
         body.end()
-        decisions = self._desk.identify(identifier(subject), to)
-        return falcon.HTTP_200, {
-            "recordings": [
-                {"recording": str(each.recording_id), "fate": each.fate.value, "why": each.why.value}
-                for each in decisions
-            ]
-        }
+        return falcon.HTTP_200, {"recordings": _told(self._desk.identify(identifier(subject), to))}
 
     def _dispose(self, request: falcon.Request, subject: str) -> tuple[str, dict[str, Any]]:
         account, body = self._accounts.account(request.auth or ""), Body(request)
         said = Said(body.one_of("disposition", Disposition), body.flag("minor"), body.text("guardian_consent", ""))
         body.end()
         outcome = self._desk.dispose(identifier(subject), said, account)
-        effect = "unchanged" if isinstance(outcome, Unchanged) else "seal" if said.effective.seals else "erase"
-        return falcon.HTTP_200, {"disposition": said.effective.value, "effect": effect}
+        effect = Effect.SEAL if said.effective.seals else Effect.ERASE
+        if isinstance(outcome, Unchanged):
+            effect = Effect.UNCHANGED
+        return falcon.HTTP_200, {"disposition": said.effective.value, "effect": effect.value}
 
     def _hold(self, request: falcon.Request, subject: str) -> tuple[str, dict[str, Any]]:
         account, body = self._accounts.account(request.auth or ""), Body(request)
         reason, case = body.one_of("reason", HoldReason), body.text("case")
-        owner, review_at = body.text("owner", account), body.time("review_at")
+        owner, review_at = body.text("owner", "") or account, body.time("review_at")
         body.end()
         hold = self._desk.hold(identifier(subject), reason, case=case, owner=owner, review_at=review_at)
         return falcon.HTTP_201, {"hold": str(hold.id), "review_at": hold.review_at.isoformat()}
@@ -232,6 +238,22 @@ class _Post:
     def on_post(self, request: falcon.Request, response: falcon.Response, subject: str = "") -> None:
         response.status, body = self._answer(request, subject)
         response.text = json.dumps(body)
+
+
+class _Description:
+    def __init__(self) -> None:
+        self._text = Path(__file__).with_name("openapi.yaml").read_bytes()
+
+    def on_get(self, _request: falcon.Request, response: falcon.Response) -> None:
+        response.content_type = "application/yaml"  # RFC 9512
+        response.data = self._text
+
+
+def _told(decisions: Iterable[Decision]) -> list[dict[str, str]]:
+    return [
+        {"recording": str(each.recording_id), "fate": each.fate.value, "why": each.why.value, "says": each.why.says}
+        for each in decisions
+    ]
 
 
 def problem(_request: falcon.Request, response: falcon.Response, error: Exception, _params: Mapping[str, Any]) -> None:

@@ -150,9 +150,10 @@ WRONG = [
     {"received_at": "2026-12-24T10:00:00"}, {"received_at": "0001-01-01T00:00:00+00:00"},
     {"received_at": "9999-12-31T23:59:59-12:00"}, {"received_at": None}, {"proofs": "login"}, {"proofs": [1]},
     {"proofs": [{}]}, {"proofs": ["login"] * 21}, {"proofs": ["telepathy"]}, {"call": "none"}, {"recording": 5},
-    {"recording": "x" * 40}, {"evidence_sha256": "zz"}, {"evidence_sha256": "00"}, {"given_by": "aunt"},
+    {"recording": "x" * 40}, {"evidence_sha256": "zz"}, {"evidence_sha256": "00"}, {"evidence_sha256": "  "},
+    {"received_at": "2026-W01-1T10:00:00+01:00"}, {"received_at": "2026-02-30T10:00:00+01:00"}, {"given_by": "aunt"},
     {"unknown": 1}, {"nu\ud800mber": 1}, {"": ""}, {"code": {"a": 1}}, {"on_behalf_of": True},
-    {"on_behalf_of": "line\r\nbreak", "given_by": "parent"},
+    {"on_behalf_of": "line\r\nbreak", "given_by": "parent"}, {"on_behalf_of": "\u202egnp", "given_by": "parent"},
 ]  # fmt: skip
 
 
@@ -173,6 +174,7 @@ def test_a_field_of_the_wrong_kind_is_refused_and_not_repeated(house, client, ab
     "about",
     [
         {"number": ""}, {"number": "", "code": "AAAA-AAAA"}, {"given_by": "parent"}, {"on_behalf_of": "child-1"},
+        {"code": "7K3M-9QXF"}, {"call": str(uuid4())},  # beside the number
         {"received_at": (datetime.now(UTC) + timedelta(days=1)).isoformat()},
     ],
 )  # fmt: skip
@@ -189,6 +191,30 @@ def test_a_body_that_is_too_long_is_not_read(client):
         )
         assert b" 413 " in plug.recv(100)  # nothing of it was sent
     client.refused(413, "/v1/revocations", raw=b" " * 100_000)
+
+
+def in_chunks(client, *chunks):
+    """The answer to a body without a length, as streaming clients send it."""
+    with socket.create_connection(client.address, timeout=10) as plug:
+        plug.sendall(
+            f"POST /v1/revocations HTTP/1.1\r\nHost: x\r\nConnection: close\r\nAuthorization: Bearer {TOKEN}\r\n"
+            "Transfer-Encoding: chunked\r\n\r\n".encode()
+        )
+        for chunk in (*chunks, b""):
+            plug.sendall(b"%x\r\n%s\r\n" % (len(chunk), chunk))
+        return b"".join(iter(lambda: plug.recv(4096), b""))
+
+
+def test_a_body_in_chunks_is_read_whole(house, client):
+    sent = json.dumps(WITHDRAWAL).encode()
+    assert b" 201 " in in_chunks(client, sent[:9], sent[9:]).splitlines()[0]
+    assert len(house.stores.rows("SELECT 1 FROM revocation")) == 1
+    assert b" 413 " in in_chunks(client, b" " * 66_000).splitlines()[0]
+
+
+def test_a_recording_that_never_was_is_unknown(house, client):
+    client.refused(404, "/v1/revocations", WITHDRAWAL | {"recording": str(uuid4())})
+    assert house.stores.rows("SELECT 1 FROM revocation") == []
 
 
 def test_other_pages_and_methods(client):

@@ -487,6 +487,15 @@ def test_where_a_person_decides_it_stays_and_a_late_word_counts(house):
     assert house.row(kept.recording_id)["lock_mode"] == "COMPLIANCE"
 
 
+def test_what_somebody_said_something_about_is_not_asked_for_again_b3(house):
+    kept = house.record(SALE)
+    house.desk().dispose(kept.recording_id, Said(Disposition.ORDER), "agent-7")
+    for days in (2, 9):
+        house.sweeper(clock=later(days=days)).escalate()
+    assert "disposition_missing" not in house.kinds(kept.recording_id)
+    assert house.erasure(kept.recording_id) is None
+
+
 def test_said_before_it_is_stored_it_is_sealed_as_soon_as_it_is(house):
     kept = house.record(SALE, until="finished", retain_until=datetime.now(UTC) + timedelta(hours=1))
     house.desk().dispose(kept.recording_id, Said(Disposition.CHANGE), "agent-7")

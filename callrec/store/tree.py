@@ -1,0 +1,87 @@
+"""The tree over the ledger, as rows: leaves, full subtrees, checkpoints. One function per fact."""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+from callrec.ledger.entry import Entry
+from callrec.ledger.tree import Node
+from callrec.store.db import Database, Row
+
+
+@dataclass(frozen=True, slots=True)
+class Proven:
+    """Where an entry stands in the tree. The hashes are 32 bytes."""
+
+    leaf_index: int
+    body_sha256: bytes
+    leaf_hash: bytes
+
+
+class TreeRecords:
+    """Each function is one statement. StoreError while Postgres is away."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def size(self) -> int:
+        """How many entries have their leaf."""
+        row = self._database.one("tree_size")
+        assert row is not None  # an aggregate
+        return int(row["size"])
+
+    def pending(self, after: int, limit: int) -> list[Row]:
+        """Rows of the ledger behind the entry `after` that have no leaf yet, in the order of their ids."""
+        return self._database.run("tree_pending", {"after": after, "limit": limit}, timeout=30.0)
+
+    def settled(self, seconds: float) -> int:
+        """The last entry that is older than this; 0 if there is none."""
+        row = self._database.one("tree_settled", {"seconds": seconds})
+        return int(row["entry_id"]) if row else 0
+
+    def extend(self, size: int, entries: Sequence[Entry], full: Sequence[tuple[Node, bytes]]) -> bool:
+        """Add leaves to the tree of this size, and every node that is full now. All or none.
+
+        False when the tree has another size by now; StatementRefusedError when it got one in this moment.
+        """
+        above = [(node, value) for node, value in full if node.level]
+        added = self._database.run(
+            "tree_extend",
+            {
+                "size": size,
+                "entries": [entry.entry_id for entry in entries],
+                "bodies": [entry.body_sha256 for entry in entries],
+                "leaves": [value for node, value in full if not node.level],
+                "levels": [node.level for node, _ in above],
+                "positions": [node.position for node, _ in above],
+                "hashes": [value for _, value in above],
+            },
+            timeout=30.0,
+        )
+        return bool(added)
+
+    def read(self, nodes: Collection[Node]) -> Mapping[Node, bytes]:
+        """Stored hashes, as ledger/tree.py asks for them."""
+        above = [node for node in nodes if node.level]
+        rows = self._database.run(
+            "tree_nodes",
+            {
+                "levels": [node.level for node in above],
+                "positions": [node.position for node in above],
+                "leaves": [node.position for node in nodes if not node.level],
+            },
+        )
+        return {Node(row["level"], row["position"]): row["hash"] for row in rows}
+
+    def leaf(self, entry_id: int) -> Proven | None:
+        """None when the entry has no leaf yet."""
+        row = self._database.one("tree_leaf", {"entry_id": entry_id})
+        return Proven(row["leaf_index"], row["body_sha256"], row["leaf_hash"]) if row else None
+
+    def last_checkpoint(self) -> bytes | None:
+        """The signed note of the largest size."""
+        row = self._database.one("tree_last_checkpoint")
+        return row["note"] if row else None
+
+    def checkpoint(self, size: int, note: bytes) -> None:
+        """Keep a signed note; one of the same size that is there already stays."""
+        self._database.run("tree_checkpoint", {"size": size, "note": note})

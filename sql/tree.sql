@@ -1,0 +1,45 @@
+-- The tree over the ledger: what the sequencer and those who prove something run.
+
+-- name: tree_size
+SELECT COALESCE(max(leaf_index) + 1, 0) AS size FROM ledger_leaf;
+
+-- name: tree_pending
+-- Entries that have no leaf yet. Not simply those behind the last: transactions end in another order than they begin.
+SELECT e.entry_id, e.call_id, e.recording_id, e.ordinal, e.kind, e.body, e.node, e.at, e.noted_at FROM ledger e
+ WHERE e.entry_id > %(after)s AND NOT EXISTS (SELECT FROM ledger_leaf l WHERE l.entry_id = e.entry_id)
+ ORDER BY e.entry_id LIMIT %(limit)s;
+
+-- name: tree_settled
+-- From the end backwards: no further than to the first that is old enough.
+SELECT entry_id FROM ledger WHERE noted_at < now() - %(seconds)s * interval '1 second' ORDER BY entry_id DESC LIMIT 1;
+
+-- name: tree_extend
+-- A batch of leaves and the nodes that it fills, all or none. No row: the tree has grown meanwhile. Of two that extend
+-- it at the same moment the later violates a primary key.
+WITH base AS (
+    SELECT %(size)s::bigint AS size WHERE (SELECT COALESCE(max(leaf_index) + 1, 0) FROM ledger_leaf) = %(size)s
+), nodes AS (
+    INSERT INTO ledger_node (level, position, hash)
+    SELECT n.level, n.position, n.hash
+      FROM base, unnest(%(levels)s::smallint[], %(positions)s::bigint[], %(hashes)s::bytea[]) AS n (level, position, hash)
+)
+INSERT INTO ledger_leaf (leaf_index, entry_id, body_sha256, leaf_hash)
+SELECT base.size + l.place - 1, l.entry_id, l.body_sha256, l.leaf_hash
+  FROM base, unnest(%(entries)s::bigint[], %(bodies)s::bytea[], %(leaves)s::bytea[])
+             WITH ORDINALITY AS l (entry_id, body_sha256, leaf_hash, place)
+RETURNING leaf_index;
+
+-- name: tree_nodes
+SELECT n.level::integer AS level, n.position, n.hash
+  FROM ledger_node n JOIN unnest(%(levels)s::smallint[], %(positions)s::bigint[]) AS w (level, position) USING (level, position)
+ UNION ALL
+SELECT 0, leaf_index, leaf_hash FROM ledger_leaf WHERE leaf_index = ANY (%(leaves)s::bigint[]);
+
+-- name: tree_leaf
+SELECT leaf_index, body_sha256, leaf_hash FROM ledger_leaf WHERE entry_id = %(entry_id)s;
+
+-- name: tree_last_checkpoint
+SELECT size, note FROM ledger_checkpoint ORDER BY size DESC LIMIT 1;
+
+-- name: tree_checkpoint
+INSERT INTO ledger_checkpoint (size, note) VALUES (%(size)s, %(note)s) ON CONFLICT DO NOTHING;

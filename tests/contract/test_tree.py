@@ -1,0 +1,383 @@
+"""The sequencer on a real Postgres, as `sweep`: every entry once, gap-free, provable, and no rewriting unnoticed."""
+
+import json
+
+import gevent
+import psycopg
+import pytest
+from psycopg import errors
+
+from callrec.errors import LedgerError, StoreError
+from callrec.ledger import note, tree
+from callrec.ledger.entry import Entry
+from callrec.ledger.note import Signer
+from callrec.ledger.sequencer import Sequencer
+from callrec.ledger.tree import Frontier
+from callrec.store.rights import RightsRecords
+from callrec.store.tree import TreeRecords
+
+ORIGIN = "ledger.example.com/test"
+COLUMN = {"ledger_leaf": "entry_id", "ledger_node": "level", "ledger_checkpoint": "size"}
+TABLES = tuple(COLUMN)
+
+
+class Ledger:
+    """A ledger, who writes into it, and who sequences it."""
+
+    def __init__(self, stores):
+        self.stores = stores
+        self.appender = RightsRecords(stores.database("sweep"), node="node-1")
+        self.records = TreeRecords(stores.database("sweep"))
+        self.signer = Signer.generate(ORIGIN)
+        self.sequencer = self.another()
+
+    def another(self, *signers, **options):
+        return Sequencer(TreeRecords(self.stores.database("sweep")), signers or [self.signer], ORIGIN, **options)
+
+    def append(self, count, kind="tested"):
+        for number in range(count):
+            self.appender.entry(kind, {"number": number, "seconds": 2.5, "name": "ž"})
+
+    def rows(self):
+        return self.stores.rows("SELECT * FROM ledger ORDER BY entry_id")
+
+    def checkpoint(self):
+        return note.open_checkpoint(self.records.last_checkpoint(), [self.signer.verifier], ORIGIN)
+
+    def verify(self):
+        """Everything from the rows alone: each entry is one leaf, in one tree, whose root is signed."""
+        checkpoint = self.checkpoint()
+        leaves = self.stores.rows("SELECT * FROM ledger_leaf ORDER BY leaf_index")
+        assert [leaf["leaf_index"] for leaf in leaves] == list(range(checkpoint.size)), "gaps"
+        entries = {row["entry_id"]: Entry.of_row(row) for row in self.rows()}
+        assert sorted(leaf["entry_id"] for leaf in leaves) == sorted(entries), "an entry without its leaf"
+        frontier = Frontier()
+        stored = dict(frontier.append(entries[leaf["entry_id"]].leaf_hash() for leaf in leaves))
+        assert frontier.root() == checkpoint.root
+        kept = self.stores.rows("SELECT * FROM ledger_node")
+        assert {(n["level"], n["position"]): n["hash"] for n in kept} == {
+            node: value for node, value in stored.items() if node.level
+        }
+        assert all(leaf["body_sha256"] == entries[leaf["entry_id"]].body_sha256 for leaf in leaves)
+
+    def as_superuser(self, *statements):
+        """What the database's own administrator can do: put the triggers aside."""
+        for table in ("ledger", *TABLES):
+            self.stores.admin.execute(f"ALTER TABLE {table} DISABLE TRIGGER USER")
+        for statement in statements:
+            self.stores.admin.execute(statement)
+
+
+@pytest.fixture
+def ledger(stores):
+    return Ledger(stores)
+
+
+def run_out(sequencer):
+    while sequencer.step():
+        pass
+
+
+# What it does
+
+
+def test_every_entry_has_its_place_and_its_proof(ledger):
+    for size in (1, 2, 7, 13):
+        ledger.append(size)
+        run_out(ledger.sequencer)
+        ledger.verify()
+    checkpoint = ledger.checkpoint()
+    assert checkpoint.size == 23
+    for row in ledger.rows():
+        proven = ledger.records.leaf(row["entry_id"])
+        proof = tree.inclusion_proof(proven.leaf_index, checkpoint.size, ledger.records.read)
+        leaf = Entry.of_row(row).leaf_hash()
+        tree.verify_inclusion(leaf, proven.leaf_index, checkpoint.size, proof, checkpoint.root)
+
+
+def test_every_checkpoint_is_consistent_with_every_later_one(ledger):
+    for _ in range(5):
+        ledger.append(3)
+        run_out(ledger.sequencer)
+    signed = [
+        note.open_checkpoint(row["note"], [ledger.signer.verifier], ORIGIN)
+        for row in ledger.stores.rows("SELECT note FROM ledger_checkpoint ORDER BY size")
+    ]
+    assert [checkpoint.size for checkpoint in signed] == [3, 6, 9, 12, 15]
+    for first in signed:
+        for second in signed[signed.index(first) :]:
+            proof = tree.consistency_proof(first.size, second.size, ledger.records.read)
+            tree.verify_consistency(first.size, second.size, proof, first.root, second.root)
+
+
+def test_nothing_new_is_nothing_signed(ledger):
+    assert ledger.sequencer.step() is False
+    assert ledger.records.last_checkpoint() is None
+    ledger.append(2)
+    run_out(ledger.sequencer)
+    before = ledger.stores.rows("SELECT * FROM ledger_checkpoint")
+    run_out(ledger.sequencer)
+    run_out(ledger.another())
+    assert ledger.stores.rows("SELECT * FROM ledger_checkpoint") == before
+
+
+def test_batches_follow_each_other(ledger):
+    ledger.append(11)
+    sequencer = ledger.another(batch=4)
+    assert [sequencer.step() for _ in range(3)] == [True, True, False]
+    ledger.verify()
+
+
+def test_an_entry_whose_transaction_ends_late_finds_its_place_later(ledger):
+    """Ids are given when a statement runs, and become visible when its transaction ends."""
+    with psycopg.connect(ledger.stores.url) as slow:
+        slow.execute("INSERT INTO ledger (kind, body, node, at) VALUES ('slow', '{}', 'node-2', now())")
+        ledger.append(3)
+        run_out(ledger.sequencer)
+        assert ledger.checkpoint().size == 3
+        slow.commit()
+    run_out(ledger.sequencer)
+    ledger.verify()
+    assert ledger.stores.rows("SELECT kind FROM ledger JOIN ledger_leaf USING (entry_id) WHERE leaf_index = 3") == [
+        {"kind": "slow"}
+    ]
+
+
+def test_one_that_ends_later_than_is_usual_is_found_by_the_hourly_look(ledger):
+    """What is older than ten minutes is not looked at in each step, or a step would cost more with every entry."""
+    now, begun = [0.0], []
+    sequencer = ledger.another(clock=lambda: now[0], batch=2)
+    pending = sequencer._records.pending
+    sequencer._records.pending = lambda after, limit: begun.append(after) or pending(after, limit)
+    old = (
+        "INSERT INTO ledger (kind, body, node, at, noted_at) VALUES (%s, '{}', 'node-2', now(), now() - interval '1 h')"
+    )
+    with psycopg.connect(ledger.stores.url) as slow:
+        slow.execute(old, ("slow",))
+        for _ in range(3):
+            ledger.stores.admin.execute(old, ("old",))
+        run_out(sequencer)
+        slow.commit()
+    ledger.append(1)
+    for _ in range(50):
+        run_out(sequencer)
+        assert ledger.checkpoint().size == 4, "the late one is not looked for"
+        assert begun[-1] == ledger.rows()[3]["entry_id"], "a step begins behind the last that is old"
+        now[0] += 70
+    now[0] += 100
+    run_out(sequencer)
+    ledger.verify()
+    assert ledger.checkpoint().size == 5
+
+
+def test_what_a_rolled_back_transaction_leaves_is_no_gap_in_the_tree(ledger):
+    ledger.append(2)
+    with psycopg.connect(ledger.stores.url) as other:
+        other.execute("INSERT INTO ledger (kind, body, node, at) VALUES ('never', '{}', 'node-2', now())")
+        other.rollback()
+    ledger.append(2)
+    run_out(ledger.sequencer)
+    ledger.verify()
+
+
+# Several at once, and crashes
+
+
+def test_several_sequencers_and_appenders_at_once(ledger):
+    appenders = [RightsRecords(ledger.stores.database("sweep"), node=f"node-{n}") for n in range(4)]
+    sequencers = [ledger.another(batch=5) for _ in range(3)]
+
+    def append(appender):
+        for number in range(25):
+            appender.entry("tested", {"number": number})
+
+    writing = [gevent.spawn(append, appender) for appender in appenders]
+
+    def sequence(sequencer):
+        while sequencer.step() or not all(greenlet.ready() for greenlet in writing):
+            gevent.sleep(0.001)
+
+    working = [gevent.spawn(sequence, sequencer) for sequencer in sequencers]
+    gevent.joinall(writing + working, timeout=90, raise_error=True)
+    assert all(greenlet.ready() for greenlet in writing + working)
+    run_out(ledger.sequencer)
+    ledger.verify()
+    assert ledger.checkpoint().size == 100
+
+
+def test_of_two_on_the_same_size_one_adds_nothing(ledger):
+    ledger.append(3)
+    entries = [Entry.of_row(row) for row in ledger.rows()]
+    full = Frontier().append(entry.leaf_hash() for entry in entries)
+    assert ledger.records.extend(0, entries, full)
+    assert not ledger.records.extend(0, entries, full)
+    with pytest.raises(StoreError):
+        ledger.records.extend(3, entries, full)  # an entry has one place
+    assert ledger.records.size() == 3
+
+
+@pytest.mark.parametrize("call", ["size", "pending", "extend", "read", "last_checkpoint", "checkpoint"])
+@pytest.mark.parametrize("done", [False, True], ids=["before", "after"])
+def test_a_sequencer_that_dies_between_any_two_steps_is_followed_by_another(ledger, monkeypatch, call, done):
+    ledger.append(5)
+    run_out(ledger.sequencer)
+    ledger.append(3)
+    real = getattr(ledger.records, call)
+
+    def dying(*arguments):
+        if done:
+            real(*arguments)
+        raise StoreError("killed here")
+
+    dead = ledger.another()
+    monkeypatch.setattr(dead._records, call, dying)
+    with pytest.raises(StoreError, match="killed here"):
+        dead.step()
+    ledger.append(1)
+    monkeypatch.undo()
+    for follower in (ledger.another(), dead, ledger.sequencer):  # also where the same process goes on
+        run_out(follower)
+    ledger.verify()
+    assert ledger.checkpoint().size == 9
+
+
+def test_a_sequencer_does_not_trust_what_it_only_tried_to_store(ledger):
+    """It was cut off, and another gave the same place to another entry: the sizes agree, the trees do not."""
+    with psycopg.connect(ledger.stores.url) as slow:
+        slow.execute("INSERT INTO ledger (kind, body, node, at) VALUES ('slow', '{}', 'node-2', now())")
+        ledger.append(1)
+        cut_off, real = ledger.another(batch=1), ledger.records.extend
+
+        def dying(*_):
+            raise StoreError("killed here")
+
+        cut_off._records.extend = dying
+        with pytest.raises(StoreError, match="killed here"):
+            cut_off.step()
+        slow.commit()
+    ledger.another(batch=1).step()
+    assert ledger.records.size() == 1
+    cut_off._records.extend = real
+    run_out(cut_off)
+    ledger.verify()
+    assert ledger.checkpoint().size == 2
+
+
+def test_a_new_key_takes_over_at_once_or_by_and_by(ledger):
+    old, new, newest = ledger.signer, Signer.generate(ORIGIN), Signer.generate(ORIGIN)
+    for signers, retired in (([old], []), ([old, new], []), ([new], []), ([newest], [new.verifier])):
+        ledger.append(1)
+        run_out(ledger.another(*signers, retired=retired))
+    ledger.signer = newest
+    ledger.verify()
+    ledger.append(1)
+    for stranger in (old, new):
+        with pytest.raises(LedgerError, match="Nobody known"):
+            ledger.another(stranger).step()
+
+
+# What must not be
+
+
+REWRITTEN = {
+    "a node changed": "UPDATE ledger_node SET hash = sha256('x') WHERE (level, position) = (1, 4)",
+    "a leaf gone": "DELETE FROM ledger_leaf WHERE leaf_index = 9",
+    "cut off": "DELETE FROM ledger_leaf WHERE leaf_index >= 6; DELETE FROM ledger WHERE entry_id > 6",
+}
+
+
+@pytest.mark.parametrize("how", REWRITTEN)
+def test_a_rewritten_store_is_not_signed(ledger, how):
+    """The end of the tree, which is what a signature stands on. Deeper changes are what `callrec verify` looks for."""
+    ledger.append(10)
+    run_out(ledger.sequencer)
+    signed = ledger.records.last_checkpoint()
+    ledger.as_superuser(*REWRITTEN[how].split(";"))
+    ledger.append(1)
+    for _ in range(2):
+        with pytest.raises(LedgerError):
+            run_out(ledger.another())
+    assert ledger.records.last_checkpoint() == signed
+
+
+def test_a_tree_made_anew_over_other_entries_is_not_signed(ledger):
+    """With every hash recomputed: only what was signed before tells."""
+    ledger.append(10)
+    run_out(ledger.sequencer)
+    ledger.as_superuser(
+        "UPDATE ledger SET kind = 'rewritten' WHERE entry_id = 4", "DELETE FROM ledger_leaf", "DELETE FROM ledger_node"
+    )
+    with pytest.raises(LedgerError, match="rewritten"):
+        run_out(ledger.another())
+    ledger.append(5)
+    with pytest.raises(LedgerError, match="rewritten"):
+        run_out(ledger.another())
+    assert ledger.checkpoint().size == 10
+
+
+def test_a_checkpoint_that_somebody_else_signed_is_not_built_upon(ledger):
+    ledger.append(3)
+    run_out(ledger.another(Signer.generate(ORIGIN)))
+    ledger.append(1)
+    with pytest.raises(LedgerError, match="Nobody known"):
+        ledger.sequencer.step()
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        '{"a": 9007199254740992}', '{"a": [{"b": -1e17}]}', '{"a": 1e400}', "[]", '"text"', "null", "1",
+        '{"a": ' + "[" * 20 + "]" * 20 + "}", json.dumps({"a": "x" * 70_000}),
+    ],
+    ids=lambda body: body[:20],
+)  # fmt: skip
+def test_what_could_not_be_hashed_is_not_taken(ledger, body):
+    """Or one entry could keep all later ones out of the tree."""
+    with pytest.raises(StoreError):
+        ledger.appender._database.run(
+            "entry", {"call_id": None, "recording_id": None, "kind": "k", "body": body, "node": "n"}
+        )
+    with pytest.raises(errors.CheckViolation):
+        ledger.stores.admin.execute(
+            "INSERT INTO ledger (kind, body, node, at) VALUES ('k', '{}', 'n', 'infinity')",
+        )
+
+
+@pytest.mark.parametrize(
+    "body", [{"a": 2**53 - 1, "b": [1.5, 1e-9, True, None]}, {"a": '\u2028 \\ " ž \U0001f600'}, {"": {"x": [[[]]]}}, {}]
+)
+def test_what_is_taken_can_be_hashed(ledger, body):
+    ledger.appender.entry("k", body)
+    run_out(ledger.sequencer)
+    ledger.verify()
+
+
+def test_only_the_sweeper_makes_leaves_and_nobody_changes_them(ledger):
+    ledger.append(4)
+    run_out(ledger.sequencer)
+    for role in ("listen", "ship", "api", "sweep"):
+        user, password = ledger.stores.login(role)
+        with psycopg.connect(ledger.stores.url, user=user, password=password, autocommit=True) as connection:
+            for table in TABLES:
+                for statement in (
+                    f"DELETE FROM {table}",
+                    f"TRUNCATE {table}",
+                    f"DROP TABLE {table}",
+                    f"ALTER TABLE {table} DISABLE TRIGGER ALL",
+                    f"UPDATE {table} SET {COLUMN[table]} = 99",
+                ):
+                    with pytest.raises(errors.InsufficientPrivilege, match=r"permission denied|must be owner"):
+                        connection.execute(statement)
+            if role != "sweep":
+                with pytest.raises(errors.InsufficientPrivilege):
+                    connection.execute("INSERT INTO ledger_node VALUES (1, 1000, sha256(''))")
+            if role in {"listen", "ship"}:
+                with pytest.raises(errors.InsufficientPrivilege):
+                    connection.execute("SELECT * FROM ledger_leaf")
+    for silenced in ("origin", "replica"):
+        ledger.stores.admin.execute(f"SET session_replication_role = {silenced}")
+        for table in TABLES:
+            for statement in (f"DELETE FROM {table}", f"TRUNCATE {table}"):
+                with pytest.raises(errors.InsufficientPrivilege, match="the ledger only grows"):
+                    ledger.stores.admin.execute(statement)
+    ledger.verify()
