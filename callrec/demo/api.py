@@ -90,6 +90,11 @@ def _break(call: Channel, words: list[str]) -> str:
     return "+OK\n"
 
 
+def _transfer(call: Channel, words: list[str]) -> str:
+    call.transfer(words[0], words[1].partition(" ")[2].strip() if len(words) > 1 else "")
+    return "+OK\n"
+
+
 def _dump(call: Channel, _words: list[str]) -> str:
     return call.data(full=True).partition(b"Content-Type: command/reply")[0].decode() + "\n"
 
@@ -167,5 +172,6 @@ _COMMANDS: dict[str, Command] = {
     "uuid_record": _uuid_record,
     "uuid_setvar": _channel(_setvar, "<uuid> <var> [value]", 2),
     "uuid_setvar_multi": _setvar_multi,
+    "uuid_transfer": _channel(_transfer, "<uuid> [-bleg|-both] <dest-exten> [<dialplan>] [<context>]", 2),
     "version": lambda _switch, _arg: f"FreeSWITCH Version {VERSION}\n",
 }

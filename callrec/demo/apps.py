@@ -228,13 +228,13 @@ def converse(call: Channel) -> None:
     ends = (caller.AGENT_HANGS_UP, caller.HANG_UP)
     if call.script.talk and not any(w.point == caller.CONVERSATION and a.kind in ends for w, a in call.script.steps):
         call.plan(call.script.talk, caller.hang_up())
-    while not (call.down or call.agent_gone):
+    while not (call.down or call.agent_gone or call.destination):
         if call.digits:
             call.dequeue()
         elif call.queue:
             from_message(call, call.queue.pop(0))
         else:
-            call.wait(None, lambda: bool(call.agent_gone or call.digits or call.queue))
+            call.wait(None, lambda: bool(call.agent_gone or call.digits or call.queue or call.destination))
     call.fire("CHANNEL_UNBRIDGE", lead=lead)
 
 

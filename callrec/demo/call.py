@@ -18,7 +18,8 @@ _CONNECT = 10.0  # seconds of the clock on the wall
 
 class SimCall(Channel):
     """A call. `timeline` tells what happened: connected, answered, pressed, key (dequeued), prompt, released (how:
-    refused, closed, timeout, exit, resume, died, parked), recording, recorded (path), bridged, hangup (cause), killed.
+    refused, closed, timeout, exit, resume, died, parked, transferred), transferred (number), recording, recorded
+    (path), bridged, hangup (cause), killed.
     """
 
     def __init__(self, switch: Board, script: CallScript, *, late: bool = False) -> None:
@@ -48,8 +49,10 @@ class SimCall(Channel):
         """The whole call. Whatever ends it, the call ends tidily."""
         self._begin()
         self._socket_application()
-        if not self.down:
+        if not (self.down or self.destination):
             self._bridge_application()
+        while not self.down and self.destination:
+            self._route(*self.destination)
         self.hangup("NORMAL_CLEARING")
         self._end()
 
@@ -72,6 +75,19 @@ class SimCall(Channel):
             apps.execute(self, "set", "socket_resume=true", "")
         self.reached(caller.ARRIVAL)
 
+    def _route(self, dialled: str, context: str) -> None:
+        """The dialplan after a transfer: in the context `agents` another agent, in any other callrec first."""
+        self.state("CS_ROUTING", 2)
+        self.destination, self.agent_gone, self.broken = None, False, False
+        self.state("CS_EXECUTE", 4)
+        self.fact("transferred", dialled)
+        if context != "agents":
+            if self.switch.socket_resume:
+                apps.execute(self, "set", "socket_resume=true", "")
+            self._socket_application()
+        if not (self.down or self.destination):
+            self._bridge_application()
+
     def _socket_application(self) -> None:
         """`socket`, from the connection to the moment when the dialplan goes on."""
         token = apps.announce(self, "socket", self._where, "")
@@ -90,8 +106,9 @@ class SimCall(Channel):
         except OSError:
             return "refused"
         link = self.link = EventSocket(self.switch, sock, self)
+        self.links.append(link)
         self.switch.attach(link)
-        self.wait(None, lambda: link.connected or link.finished)
+        self.wait(None, lambda: link.connected or link.finished or self.destination is not None)
         if link.connected:
             self.fact("connected")
         elif not self.switch.socket_resume and not self.down:
@@ -105,6 +122,10 @@ class SimCall(Channel):
             self.fire("CHANNEL_PARK")
             self._park(link)
             self.fire("CHANNEL_UNPARK")
+            while self.destination and self.queue:
+                apps.from_message(self, self.queue.pop(0))
+        if self.destination:
+            return "transferred"
         if not link.connected:
             return "timeout" if link.timed_out else "closed"
         return "died" if not link.said_exit else "resume" if link.resume else "exit"
@@ -150,8 +171,8 @@ class SimCall(Channel):
             self.set(name, value)
         self.switch.gone(self.uuid)  # from here on the api knows it no more
         self.fire("CHANNEL_HANGUP_COMPLETE", lead=block([("Hangup-Cause", self.text.cause)]))
-        if self.link:
-            self.link.hung_up()
+        for link in self.links:
+            link.hung_up()
         self._ended.set()
         self.outlive_link()  # which holds the session: its own client never sees CHANNEL_DESTROY
         self.state("CS_DESTROY", 12)

@@ -100,7 +100,9 @@ class Channel:
         self.text = ChannelText(self.uuid, script.dialled, script.caller_number, script.caller_name, self.at)
         self.timeline: list[Fact] = []
         self.marks: dict[str, float] = {}  # see `mark`
-        self.link: Link | None = None
+        self.link: Link | None = None  # of the interview that is or was last
+        self.links: list[Link] = []  # of every interview: a call that was transferred away keeps its connection
+        self.destination: tuple[str, str] | None = None  # number and context of a transfer, until its dialplan begins
         self.digits: list[str] = []  # pressed and not yet dequeued
         self.queue: list[dict[str, str]] = []  # sendmsg not yet executed
         self.down = self.cut = self.locked = False  # hung up; taken back from `socket`; in an event-locked application
@@ -145,7 +147,7 @@ class Channel:
 
     def outlive_link(self) -> None:
         """Return when the outbound connection has ended, after its linger time too."""
-        while self.link and not self.link.finished:
+        while not all(link.finished for link in self.links):
             self._wake.clear()
             self._wake.wait()
 
@@ -243,6 +245,18 @@ class Channel:
         self.broken = True
         self.poke()
 
+    def transfer(self, dialled: str, context: str) -> None:
+        """uuid_transfer: whatever the call does is cut off, and it goes through the dialplan anew."""
+        if self.down:
+            return
+        self.poke()
+        context = context or "default"
+        source = f"{self.at // 1_000_000}:{uuid4()}:bl_xfer:{dialled}/{context}/XML"
+        for name, value in (("max_forwards", "70"), ("transfer_history", source), ("transfer_source", source)):
+            self.set(name, value)
+        self.text.move(dialled, source, self.at)
+        self.destination = (dialled, context)
+
     def hangup(self, cause: str, *, now: bool = False) -> None:
         """End the call; CHANNEL_HANGUP comes first, or late in the rare order."""
         if self.down:
@@ -277,7 +291,12 @@ class Channel:
             self.tape.advance((max(self.at, now) - self.text.created) / 1e6)
 
     def taken_back(self) -> bool:
-        """True once a finished link has `resume`: the channel is reset, and what plays is cut off at once."""
+        """True once a finished link has `resume`: the channel is reset, and what plays is cut off at once.
+
+        A transfer does the same.
+        """
+        if self.destination is not None:
+            return True
         link = self.link
         resume = bool(link and (link.resume or self.text.variables.get("socket_resume") == "true"))
         self.cut = self.cut or bool(link and link.finished and resume)

@@ -170,6 +170,22 @@ class ChannelText:
     def changed(self) -> None:
         self._basic = None
 
+    def move(self, dialled: str, source: str, at: int) -> None:
+        """The caller's lines after a transfer: `source` is FreeSWITCH's mark of it, `at` its moment."""
+        was = dict(self._profile)
+        now = {
+            "Destination-Number": dialled,
+            "Profile-Index": str(int(was["Profile-Index"]) + 1),
+            "Profile-Created-Time": str(at),
+        }
+        added = {"Source": ("Transfer-Source", source), "Context": ("RDNIS", was["Destination-Number"])}
+        lines: list[tuple[str, str]] = []
+        for name, value in self._profile:
+            if name not in ("Transfer-Source", "RDNIS"):
+                lines += [(name, now.get(name, value)), *([added[name]] if name in added else [])]
+        self._profile = lines
+        self.changed()
+
     def profile(self, prefix: str) -> bytes:
         """The caller's lines: `Caller-` in events, `Channel-` as well in the reply to `connect`."""
         times = [

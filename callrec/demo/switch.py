@@ -3,7 +3,7 @@
 Used by `callrec demo`, by the service tests and, in a process of its own (`python -m callrec.demo.switch`), by the
 bench. Time may run faster: with speed 10 a prompt of 12 s takes 1.2 s, and every event, header and file still says 12.
 What it copies was seen in tests/transcripts or run against the real one; what it leaves out: SIP, the agent's own leg,
-transfers, XML and JSON events.
+transfers but for uuid_transfer of the caller, XML and JSON events.
 """
 
 import argparse
@@ -202,14 +202,14 @@ class Switch:
     def wanted(self, name: str, call: Channel) -> list[Link]:
         """Who gets an event of this name and call."""
         links: Iterable[Link] = self.listeners
-        if call.link is not None and call.link not in self.listeners:
-            links = (call.link, *self.listeners)
+        if call.links:
+            links = (*(link for link in call.links if link not in self.listeners), *self.listeners)
         return [link for link in links if link.wants(name, call.uuid)]
 
     def deliver(self, name: str, event: bytes, frame: bytes, owner: str = "") -> None:
         """An event of no channel, to all who asked for it; `owner` is the call whose connection caused it."""
-        own = self.calls[owner].link if owner in self.calls else None
-        for link in self.listeners | ({own} if own else set()):
+        own = self.calls[owner].links if owner in self.calls else ()
+        for link in self.listeners.union(own):
             if link.wants(name, "", owner):
                 link.offer(event, frame)
 

@@ -10,6 +10,7 @@ durable, and that has a deadline.
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cache
@@ -39,6 +40,7 @@ log = Log(__name__)
 
 EXIT = 2.0  # seconds for FreeSWITCH to answer `exit`
 _LONGEST_CALL = 86_400.0  # seconds
+_LOOK = 1.0  # seconds between two looks at where a call is that was sent elsewhere
 _OVER = frozenset({State.UNRECORDED, State.ENDED})
 
 
@@ -81,8 +83,8 @@ class Conduct:
     """One call, from the first word of FreeSWITCH to the last note about it."""
 
     __slots__ = (
-        "_before", "_caller", "_closed", "_code", "_key_at", "_link", "_masked", "_moved", "_notes", "_ordinal",
-        "_seen", "_since", "_superseded", "call", "facts", "handed_on", "mailbox", "node", "path",
+        "_caller", "_closed", "_code", "_key_at", "_link", "_masked", "_moved", "_notes", "_ordinal",
+        "_seen", "_since", "_superseded", "before", "call", "facts", "handed_on", "mailbox", "node", "path",
     )  # fmt: skip
 
     def __init__(
@@ -107,7 +109,7 @@ class Conduct:
         self._since = datetime.now(UTC)  # when this state began
         self._superseded = False
         self._moved = False  # somebody sent the call elsewhere in the middle of the interview
-        self._before = before or dialect.Before()
+        self.before = before or dialect.Before()  # read by the interview that follows on this channel
         self._closed: Event | None = None  # set when the outbound link has ended
         _in_state(call.state).inc()
 
@@ -129,11 +131,11 @@ class Conduct:
         number = dialect.sequence(headers)
         if number and number in self._seen:
             return
-        if not self.handed_on and dialect.moved(headers, self._before):
+        if not self.handed_on and dialect.moved(headers, self.before):
             self._moved = True
             self.mailbox.put(on.LinkLost())
             return
-        if not self.handed_on and dialect.cut_by_transfer(headers, self._before):
+        if not self.handed_on and dialect.cut_by_transfer(headers, self.before):
             return  # if `socket` is not done at once, the prompt's deadline lets the caller go on
         event = dialect.understand(headers, self.path)
         if event is not None:
@@ -210,9 +212,21 @@ class Conduct:
         if self._link is not None:
             if self._link.connected:  # closing with events unread would reset the connection, and `exit` be lost
                 self._closed = Event()
-                # Where the call went, closing would tear it out: FreeSWITCH closes when it is over.
-                self._closed.wait(_LONGEST_CALL if self._moved else EXIT)
+                if self._moved:
+                    self._stay(self._closed)
+                else:
+                    self._closed.wait(EXIT)
             self._link.close()
+
+    def _stay(self, closed: Event) -> None:
+        """Until FreeSWITCH closes: where the call went, a `park` or another interview would end with this link.
+
+        What its end would do depends on where the call is, so that is looked at again and again.
+        """
+        end = time.monotonic() + _LONGEST_CALL
+        with suppress(LinkError):
+            while time.monotonic() < end and not closed.wait(_LOOK):
+                self._post(dialect.let_go(self.facts.channel))
 
     # what is done about it
 
@@ -324,9 +338,10 @@ class Conduct:
         """Hand the caller on: from here the dialplan goes its way and the inbound link tells us of this call."""
         self.handed_on = True
         if self._link is not None and self._link.connected:
-            restored = [dialect.interruptible(self.facts.channel, self._before.terminators)] if self.facts.line else []
+            restored = [dialect.interruptible(self.facts.channel, self.before.terminators)] if self.facts.line else []
             try:
-                self._link.post_all((*restored, *(() if self._moved else (b"resume\n\n", b"exit\n\n"))))
+                gone = (dialect.let_go(self.facts.channel),)
+                self._link.post_all((*restored, *(gone if self._moved else (b"resume\n\n", b"exit\n\n"))))
             except LinkError:
                 self._link.close()  # socket_resume carries the caller on
 

@@ -222,6 +222,17 @@ def break_prompt(channel: str) -> bytes:
     return wire.command(f"api uuid_break {channel}")
 
 
+def let_go(channel: str) -> bytes:
+    """Make the end of this connection harmless to a call that was sent elsewhere, whatever ends it (kill -9 too).
+
+    With `socket_resume` FreeSWITCH resets a channel whose connection ends, and what plays there is its last action.
+    Without it a `park` ends with the connection, and a new `socket` that nobody takes is never left.
+    """
+    now = "${variable_current_application}"
+    kept = f"${{cond({now} == socket ? true : ${{cond({now} == park ? true : false)}})}}"
+    return wire.command(f"api expand uuid:{channel} uuid_setvar {channel} socket_resume {kept}")
+
+
 def start_recording(channel: str, path: str) -> bytes:
     """`0` is no limit; the variables in braces are the fifth argument, and a sixth would drop them silently."""
     return wire.command(f"api uuid_record {channel} start {path} 0 {_RECORD_VARIABLES}")

@@ -1,6 +1,7 @@
 """Takes the calls that FreeSWITCH's `socket` application brings, and lets each be conducted."""
 
 import time
+from dataclasses import replace
 from datetime import UTC, datetime
 from uuid import uuid4
 
@@ -60,7 +61,7 @@ class Listener:
             self._turn_away(link)
             return
         earlier = self._registry.on(channel)
-        conduct = self._conduct(data, channel, link)
+        conduct = self._conduct(data, channel, link, earlier)
         self._registry.add(conduct)
         try:
             if conduct.facts.line:
@@ -75,7 +76,7 @@ class Listener:
             self._registry.remove(conduct)
             link.close()
 
-    def _conduct(self, data: Headers, channel: str, link: OutboundLink) -> Conduct:
+    def _conduct(self, data: Headers, channel: str, link: OutboundLink, earlier: list[Conduct]) -> Conduct:
         policy = self._node.policy
         line = policy.line_for(dialect.dialled(data))
         metrics.CALLS.labels(line.id if line else "", line.basis.id if line else "").inc()
@@ -84,7 +85,10 @@ class Listener:
         facts = CallFacts(uuid4(), uuid4(), channel, line, datetime.now(UTC))
         caller = e164(dialect.caller_number(data), policy.country) or ""
         call = Call(facts.call_id, facts.recording_id, self._node.timing)
-        return Conduct(self._node, facts, call, link, caller, before=dialect.before(data))
+        before = dialect.before(data)
+        if earlier and before.terminators == "none":  # which an interview that was cut off may not have undone yet
+            before = replace(before, terminators=earlier[-1].before.terminators)
+        return Conduct(self._node, facts, call, link, caller, before=before)
 
     def _turn_away(self, link: OutboundLink) -> None:
         """Nothing can be done for this call: let the dialplan go on with it."""

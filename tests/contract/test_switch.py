@@ -354,6 +354,67 @@ def test_digits_are_asked_for(bench, prompt):
     assert peer.ask("getvar nothing_of_the_kind") == "-ERR command not found"
 
 
+def events_of(transcript, connection):
+    """The events that FreeSWITCH sent there. As bytes: lines end in LF alone."""
+    blocks = re.split(rb"(?m)^(?:=====|#####)\[ *[\d.]+\] ", (TRANSCRIPTS / transcript).read_bytes())
+    marker = b"S->C %b\n" % connection.encode()
+    parser, frames = FrameParser(), []
+    for block in blocks:
+        if block.startswith(marker):
+            frames += parser.feed(block.removeprefix(marker).removesuffix(b"\n\n"))
+    return [frame.event for frame in frames if frame.event]
+
+
+def told(events):
+    """What they tell, from the cut prompt to the agent; of what this dialplan does beside, nothing."""
+    names = ("Event-Name", "Channel-State", "Answer-State", "Application", "Application-Response", "Playback-Status")
+    own = ("callrec_reached=agents", "hangup_after_bridge=true")
+    lines = [tuple(event.get(name) for name in names) for event in events if event.get("Application-Data") not in own]
+    ends = [line[0] for line in lines]
+    return lines[ends.index("PLAYBACK_STOP") : ends.index("CHANNEL_BRIDGE") + 1]
+
+
+def test_a_transfer_in_the_interview_to_another_interview(bench, prompt):
+    """14b: the prompt fails, `socket` is done, and the old connection stays and hears what the new one conducts."""
+    call = bench.call(dialled="040404040", talk=0)
+    first = bench.accept()
+    first.open()
+    first.run("playback", prompt, "ev-2")
+    first.event("PLAYBACK_START")
+    inbound, _ = bench.client()
+    assert inbound.ask(f"api uuid_transfer {call.uuid} 040404045 XML public") == "+OK"
+    second = bench.accept()
+    second.sock.sendall(command("connect"))
+    data = second.until(lambda frame: frame.headers.get("Event-Name") == "CHANNEL_DATA").headers
+    assert (data.get("Unique-ID"), data.get("Caller-Destination-Number")) == (call.uuid, "040404045")
+    for line in ("linger 5", "myevents", "resume", "exit"):
+        assert second.ask(line).startswith("+OK")
+    first.event("CHANNEL_BRIDGE")
+    assert not first.closed
+    real = events_of("14b_outbound_transfer_in_the_interview.txt", "B1")
+    assert told([frame.event for frame in first.frames if frame.event]) == told(real)
+    cut, theirs = first.event("PLAYBACK_STOP"), next(e for e in real if e.get("Event-Name") == "PLAYBACK_STOP")
+    ours, wanted = header_names(cut.raw().decode()), header_names(theirs.raw().decode())
+    assert [n for n in ours if not n.startswith("variable_")] == [n for n in wanted if not n.startswith("variable_")]
+    mark = re.compile(r"\d+:[0-9a-f-]{36}:bl_xfer:040404045/public/XML")
+    for name in ("Caller-Transfer-Source", "variable_transfer_source", "variable_transfer_history"):
+        assert mark.fullmatch(cut.get(name)), name
+        assert mark.fullmatch(theirs.get(name)), name
+    assert inbound.ask(f"api uuid_transfer {call.uuid} agent XML agents") == "+OK"
+    first.event("CHANNEL_UNBRIDGE")
+    inbound.ask(f"api uuid_kill {call.uuid}")
+    call.result(10)
+    first.until(lambda _: first.closed)
+    assert facts(call, "released", "transferred", "bridged") == [
+        ("released", "transferred"),
+        ("transferred", "040404045"),
+        ("released", "resume"),
+        ("bridged",),
+        ("transferred", "agent"),
+        ("bridged",),
+    ]
+
+
 def test_an_unknown_application_hangs_up(bench):
     call = bench.call()
     peer = bench.accept()

@@ -370,6 +370,7 @@ def test_a_call_sent_elsewhere_in_the_interview_is_left_alone(stage, playing):
     until(lambda: stage.live.states[-1]["ended"], "its end")
     assert stage.conduct.call.decision == "link_lost"
     assert not {"resume", "exit"} & set(stage.posted())  # either would tear it out of where it is now
+    assert any("socket_resume" in text for text in stage.posted()), "if this process dies, the link is closed after all"
     assert stage.link.connected, "closing the link would, too"
     stage.link_lost()
     stage.over()

@@ -138,10 +138,10 @@ class House:
         """The live state of the channel, as an agent's desktop reads it."""
         return self._redis.hgetall(live.KEY.format(channel=call.uuid))
 
-    def kill(self, role):
-        """SIGKILL to this role's process."""
+    def kill(self, role, how=signal.SIGKILL):
+        """End this role's process; the supervisor starts another."""
         pid = wait_until(lambda: self.installation.pids().get(role), 20, f"a process of {role}")
-        os.kill(pid, signal.SIGKILL)
+        os.kill(pid, how)
         wait_until(lambda: not running(pid), 20, f"the end of {role}")
 
     def ready(self, seconds=40.0):

@@ -72,7 +72,7 @@ class RealSwitch:
     def _boot(self, output, arguments, listener):
         rtp = 20000 + 2 * (self.sip_port % 5000)
         return subprocess.Popen(
-            [self._prefix / "bin" / "freeswitch", "-nf", "-nc", "-np", "-nonat", "-nonatmap",
+            [self._prefix / "bin" / "freeswitch", "-nf", "-nc", "-nonat", "-nonatmap",
              "-conf", CONFIGURATION, *arguments],
             env=os.environ | {
                 "CALLREC_EVENT_SOCKET_PASSWORD": self.password,

@@ -3,6 +3,8 @@
 README, "Calls that move", says the same in a table.
 """
 
+import signal
+
 import ear
 import pytest
 from ear import BLOCK
@@ -129,6 +131,36 @@ def test_an_attended_transfer_is_recorded_on(house, via):
 
 
 @both_ways
+@pytest.mark.parametrize("second", ["loopback/agent/agents/XML", "error/USER_BUSY"])
+def test_an_attended_transfer_by_att_xfer_is_recorded_on(house, via, second):
+    """The first agent asks the second, while the caller waits, and hangs up; a second who is busy changes nothing.
+
+    The caller's dialplan must go on after `bridge`: with that as its last action FreeSWITCH hung up on 19 of 20.
+    """
+    call = in_conversation_with(house, via, seconds=0.5)
+    behind = "bridge:loopback/agent/agents/XML,park inline"
+    before = call.agent()
+    assert house.switch.api(f"uuid_transfer {call.uuid} {behind}").startswith("+OK")
+    first = wait_until(lambda: (agent := call.agent()) not in {before, "_undef_"} and agent, 10, "the first agent")
+    speaks = call.age
+    assert house.switch.api(f"uuid_broadcast {first} att_xfer::{second}").startswith("+OK")
+    if not second.startswith("error"):
+        wait_until(lambda: house.switch.api(f"uuid_getvar {first} bridge_uuid") not in {call.uuid, "_undef_"}, 10)
+        speaks = call.age
+        wait_until(lambda: call.age > speaks + 1.0, 10)
+        assert house.switch.api(f"uuid_kill {first}").startswith("+OK")
+        wait_until(lambda: call.agent() not in {first, "_undef_"}, 10, "the second agent")
+    moved = call.age
+    wait_until(lambda: call.age > moved + 2.0, 10)
+    assert not call.ended, call.timeline
+    call.hang_up()
+    call.result(20)
+    heard = recorded_to_the_end(house, call, call.at("hangup"))
+    said = call.at("hangup") - speaks - 3 * BLOCK / RATE
+    assert ear.when(heard, AGENT, len(heard) - 3 * BLOCK, said, within=0.6).sure > 0.7, "not this agent is heard"
+
+
+@both_ways
 def test_a_consent_call_transferred_to_the_sales_line_is_a_new_call_on_a_new_basis(house, via):
     """A4, A9: the recording on consent ends when the next interview begins; the next one has its own notice."""
     call = in_conversation_with(house, via, SERVICE, AGREES)
@@ -182,20 +214,68 @@ def doing(house, call):
 
 
 @both_ways
-def test_a_call_transferred_from_one_notice_to_another_line_is_interviewed_there(house, via):
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
+def test_a_call_transferred_in_the_interview_outlives_the_listener(house, via, how):
+    """FreeSWITCH resets a channel whose `socket` ends with `socket_resume` set: what plays would be its last action."""
+    call = house.switch.place(CallScript(SERVICE, talk=0), via=via)
+    wait_until(lambda: house.state(call) == "announcing", 10, "announcing")
+    assert house.switch.api(f"uuid_transfer {call.uuid} agent XML agents").startswith("+OK")
+    wait_until(lambda: house.state(call) == "unrecorded", 10, "given up")
+    house.kill("listen", how)
+    house.ready()
+    assert not call.ended, call.timeline
+    assert doing(house, call) == "playback"
+    call.press("*")
+    wait_until(lambda: doing(house, call) == "park", 10, "the next action of the dialplan")
+    call.hang_up()
+    call.result(20)
+
+
+@both_ways
+def test_a_call_transferred_in_the_interview_stays_parked_without_the_listener(house, via):
+    """Without `socket_resume` the end of our connection would end its `park`, and with that the call."""
+    call = house.switch.place(CallScript(SERVICE, talk=0), via=via)
+    wait_until(lambda: house.state(call) == "announcing", 10, "announcing")
+    assert house.switch.api(f"uuid_transfer {call.uuid} park inline").startswith("+OK")
+    wait_until(lambda: house.state(call) == "unrecorded", 10, "given up")
+    parked = call.age
+    wait_until(lambda: call.age > parked + 2.0, 10)  # where it is, is looked at once a second
+    house.kill("listen")
+    house.ready()
+    assert not call.ended, call.timeline
+    assert doing(house, call) == "park"
+    assert house.switch.api(f"uuid_transfer {call.uuid} agent XML agents").startswith("+OK")
+    wait_until(lambda: doing(house, call) == "playback", 10, "taken out of the park")
+    call.hang_up()
+    call.result(20)
+
+
+@both_ways
+@pytest.mark.parametrize("killed", [False, True])
+def test_a_call_transferred_from_one_notice_to_another_line_is_interviewed_there(house, via, killed):
+    """A listener that dies afterwards leaves it alone as well: the first interview's connection is still open."""
     call = house.switch.place(CallScript(SERVICE, talk=0), via=via)
     call.until("prompting")
     assert house.switch.api(f"uuid_transfer {call.uuid} {SALES} XML public").startswith("+OK")
     wait_until(lambda: len(house.rows(call)) == 2 and house.rows(call)[1]["state"] == "recording", 20, "the second")
     bridged = call.until("bridged")
+    if killed:
+        house.kill("listen")
+        house.ready()
     wait_until(lambda: call.age > bridged + 2.5, 10)
     assert not call.ended, call.timeline
+    if killed:
+        assert house.switch.api(f"uuid_transfer {call.uuid} agent XML agents").startswith("+OK")
+        wait_until(lambda: doing(house, call) == "playback", 10, "it can be transferred on")
+        call.press("*")
+        wait_until(lambda: doing(house, call) == "park", 10, "the next action of the dialplan")
     call.hang_up()
     call.result(20)
     house.settle(call)
     service, sale = house.rows(call)
     assert (service["decision"], service["recording_id"]) == ("link_lost", None)
     assert (sale["basis"], sale["state"], sale["abrupt"]) == ("market_transaction", "stored", False)
-    said, _ = ear.channels(house.sound(call, 1))
-    _, last = spoke(call, said)
-    assert abs(last - call.at("hangup")) <= 0.15
+    if not killed:
+        said, _ = ear.channels(house.sound(call, 1))
+        _, last = spoke(call, said)
+        assert abs(last - call.at("hangup")) <= 0.15
