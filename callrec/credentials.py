@@ -151,7 +151,7 @@ def generate() -> str:
             f'public_key = "{text(bytes(private.public_key))}"',
             "# For `api` alone, away from the nodes. Without it nobody can listen to any recording, ever again:",
             f"CALLREC_PRIVATE_KEY={text(bytes(private))}",
-            "# For `listen`: finds a caller's own recordings. A new one no longer finds those made under the old:",
+            "# For `listen` and `api`: finds a caller's own recordings. A new one no longer finds earlier ones:",
             f"CALLREC_LOOKUP_KEY={text(secrets.token_bytes(_KEY_BYTES))}",
         )
     )
