@@ -14,6 +14,7 @@ from typing import Any
 from uuid import UUID
 
 import psycopg
+import redis
 from psycopg.rows import dict_row
 
 from callrec import service
@@ -26,6 +27,7 @@ from callrec.recording.objects import Version
 from callrec.rights.retention import retain_until
 from callrec.store import live
 
+_OVER = frozenset({"ended", "unrecorded"})
 _BRIEF = 0.1  # seconds by which an accelerated call's lengths may differ
 
 
@@ -77,7 +79,16 @@ class Inspector:
         )
         if not found or not found[0]["ended_at"] or found[0]["state"] in {"authorised", "recording", "finished"}:
             return False
-        return not self._spooled([found[0]["recording_id"]])  # the last of the files goes after the row says `stored`
+        if self._spooled([found[0]["recording_id"]]):  # the last of the files goes after the row says `stored`
+            return False
+        return found[0]["state"] == "erased" or self.told(channel)
+
+    def told(self, channel: str) -> bool:
+        """Whether Redis shows the call's end by now; also true where it can't be asked."""
+        try:
+            return self._redis.hget(live.KEY.format(channel=channel), "state") in _OVER
+        except redis.RedisError:
+            return True
 
     def versions(self) -> list[Version]:
         """Every version of every object in the bucket, delete markers too."""
@@ -173,7 +184,7 @@ class Inspector:
     def _live(self, verdict: Verdict, demand: Demand, channel: str) -> None:
         fields = self._redis.hgetall(live.KEY.format(channel=channel))
         verdict.redis = f"{fields.get('state', 'nothing')}, {fields.get('decision', '')}"
-        _differs(verdict, "state in Redis", True, fields.get("state") in {"ended", "unrecorded"})
+        _differs(verdict, "state in Redis", True, fields.get("state") in _OVER)
         _differs(verdict, "decision in Redis", demand.decision, fields.get("decision"))
 
 

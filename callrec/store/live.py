@@ -33,7 +33,7 @@ from callrec.metrics import RETRIES, STORE_ERRORS
 
 KEY = "callrec:call:{channel}"
 _BATCH = 200  # calls in one go, each with its expiry: all of them or none
-_GATHER = 0.1  # seconds in which a newer state may take a waiting one's place
+_GATHER = 0.05  # seconds in which a newer state may take a waiting one's place
 _PAUSE = 0.5  # seconds at most between attempts
 
 Fields = dict[str, str]

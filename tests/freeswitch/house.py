@@ -100,7 +100,9 @@ class House:
             return False
         if any(row["state"] in {"authorised", "recording", "finished"} for row in rows):
             return False
-        return not any(self.spooled(row["recording_id"]) for row in rows)
+        if any(self.spooled(row["recording_id"]) for row in rows):
+            return False
+        return any(row["state"] == "erased" for row in rows) or self.inspector.told(call.uuid)
 
     def spooled(self, recording_id):
         """The files of this recording that hold audio."""
