@@ -25,7 +25,7 @@ from callrec.store import db
 COMMANDS = [
     "run", "listen", "ship", "check", "migrate", "prompts", "keys", "calls", "recordings", "ledger", "play", "mask",
     "unmask", "stop", "withdraw", "demo", "sweep", "api", "revoke", "identify", "dispose", "hold", "release", "holds",
-    "erase", "erasures", "replay-erasures", "storage", "lifecycle", "worm-probe",
+    "erase", "erasures", "adopt", "replay-erasures", "storage", "lifecycle", "worm-probe",
 ]  # fmt: skip
 SECRETS = {
     "CALLREC_POSTGRES_PASSWORD_API": "p", "CALLREC_S3_ACCESS_KEY_API": "a", "CALLREC_S3_SECRET_KEY_API": "s",
