@@ -361,7 +361,7 @@ def events_of(transcript, connection):
     parser, frames = FrameParser(), []
     for block in blocks:
         if block.startswith(marker):
-            frames += parser.feed(block.removeprefix(marker).removesuffix(b"\n\n"))
+            frames += parser.feed(block.removeprefix(marker).removesuffix(b"\n"))
     return [frame.event for frame in frames if frame.event]
 
 
