@@ -30,7 +30,7 @@ def show(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], *, as_json: 
     if not console.is_terminal:
         console.width = 200
     console.print(table)
-    console.print(f"{len(rows)} in all" if len(rows) != 1 else "1 in all", style="dim")
+    console.print(f"{len(rows)} listed", style="dim")
 
 
 def _plain(value: object) -> object:

@@ -310,13 +310,13 @@ def test_a_table_shows_the_columns_the_number_of_rows_and_no_control_signs(capsy
     assert "arrived at" in out
     assert "[red]x[/red]" in out
     assert "1.50" in out
-    assert "1 in all" in out
+    assert "1 listed" in out
     assert "\x1b[2J" not in out
     assert "?[2Jgone?next" in out
 
 
 def test_an_empty_table_says_so(capsys):
     tables.show([], tables.CALLS, as_json=False)
-    assert "0 in all" in capsys.readouterr().out
+    assert "0 listed" in capsys.readouterr().out
     tables.show([], tables.CALLS, as_json=True)
     assert capsys.readouterr().out == ""
