@@ -7,6 +7,7 @@ transfers but for uuid_transfer of the caller, XML and JSON events.
 """
 
 import argparse
+import gc
 import json
 import os
 import sys
@@ -268,6 +269,8 @@ def main() -> None:
         speed=options.speed,
     )
     switch.start()
+    gc.freeze()  # as the roles do (process.py)
+    gc.set_threshold(20_000)
     _say({"event_socket": switch.event_socket_address, "pid": os.getpid()})
     for text in FileObject(sys.stdin.fileno(), "r", close=False):
         command = json.loads(text)

@@ -42,7 +42,7 @@ _WORST = 0.25  # seconds that 99 of 100 may wait at a sustained rate
 _NOISE = 0.2  # cores busy with something else, from which on no figure says much
 _WARM = 20  # calls that a server has had before its memory is looked at
 _REFERENCE = 50  # calls a second at which latencies are compared
-_LADDER = (50, 75, 100, 125, 150, 175, 200, 225, 250, 275, 300, 325, 350)
+_LADDER = (50, 75, 100, 125, 150, 175, 200, 225, 250, 275, 300, 325, 350, 375, 400)
 _TRIES = 3  # at one rate, of a machine that may have been busy with something else
 _NO_S3 = {
     "CALLREC_DEMO_S3_ENDPOINT": "http://127.0.0.1:9", "CALLREC_DEMO_S3_ACCESS_KEY": "none",
