@@ -21,7 +21,7 @@ log = Log(__name__)
 _TICK = 0.1  # seconds
 _CHECK = 2.0  # seconds between looks at what a role needs
 _RECHECK = 0.2  # while it is missing
-_GARBAGE = 20_000  # objects that are made before cycles among the new ones are looked for; Python's 700 are two calls'
+_GARBAGE = 5_000  # objects that are made before cycles among the new ones are looked for; Python's 700 are two calls'
 _PR_SET_PDEATHSIG = 1
 
 

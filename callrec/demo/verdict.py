@@ -81,14 +81,15 @@ class Inspector:
             return False
         if self._spooled([found[0]["recording_id"]]):  # the last of the files goes after the row says `stored`
             return False
-        return found[0]["state"] == "erased" or self.told(channel)
+        return self.told(channel, erased=found[0]["state"] not in {None, "stored"})
 
-    def told(self, channel: str) -> bool:
-        """Whether Redis shows the call's end by now; also true where it can't be asked."""
+    def told(self, channel: str, *, erased: bool) -> bool:
+        """Whether Redis shows the call's end by now; also true where it can't be asked, or erasure has been there."""
         try:
-            return self._redis.hget(live.KEY.format(channel=channel), "state") in _OVER
+            state = self._redis.hget(live.KEY.format(channel=channel), "state")
         except redis.RedisError:
             return True
+        return state in _OVER or (erased and state is None)
 
     def versions(self) -> list[Version]:
         """Every version of every object in the bucket, delete markers too."""

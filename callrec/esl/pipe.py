@@ -229,6 +229,7 @@ class Pipe:
         if self.sock is not None:
             self.sock.close()  # wakes the reader and the writer, if they wait
         self._backlog.clear()
+        self._parser.drop()  # half a frame may be large, and this object goes only when Python looks for cycles
         pending, self._pending = self._pending, deque()
         for waiting in pending:
             if isinstance(waiting, AsyncResult):

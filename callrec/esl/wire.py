@@ -140,6 +140,11 @@ class FrameParser:
         if self._buffer or self._block:
             raise WireError("The event socket was closed in the middle of a frame", kind="cut_short")
 
+    def drop(self) -> None:
+        """Forget what is unfinished: nobody will feed this parser any more."""
+        self._buffer = bytearray()
+        self._block = None
+
     def _frames(self) -> list[Frame]:
         frames: list[Frame] = []
         buffer, at = self._buffer, 0

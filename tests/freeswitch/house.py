@@ -102,7 +102,7 @@ class House:
             return False
         if any(self.spooled(row["recording_id"]) for row in rows):
             return False
-        return any(row["state"] == "erased" for row in rows) or self.inspector.told(call.uuid)
+        return self.inspector.told(call.uuid, erased=any(row["state"] not in {None, "stored"} for row in rows))
 
     def spooled(self, recording_id):
         """The files of this recording that hold audio."""

@@ -39,7 +39,7 @@ def spoke(call, channel):
     speaks = call.speaks_from - call.began
     found = ear.heard(channel, CALLER, call.at("recording") - speaks, step=0.5)
     assert min(sound.sure for sound in found) > 0.7
-    steps = [sound.begun for sound in found]
+    steps = [sound.begun for sound in found[1:]]  # the first frames of a SIP leg may be empty (test_sound.py)
     assert max(steps) - min(steps) <= 3 * FRAME + 0.002, "the caller's channel has a gap"
     return speaks + found[0].said, speaks + found[-1].said + BLOCK / RATE
 
