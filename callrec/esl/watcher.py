@@ -143,7 +143,8 @@ class Watcher:
         node, facts = self._node, left.facts
         assert node is not None
         file = node.spool.path(facts.recording_id)
-        if node.spool.withdrawn(facts.recording_id) or not (left.started or file.exists()):
+        withdrawn = node.spool.withdrawn(facts.recording_id)
+        if not (left.started or withdrawn or file.exists()):
             node.records.void(facts.recording_id, "never_started")
             return
         log.info("recording_taken_up", call=facts.call_id, recording=facts.recording_id, alive=alive)
@@ -158,6 +159,8 @@ class Watcher:
         self._registry.add(conduct)
         if not alive:
             conduct.mailbox.put(on.Hangup())
+        elif withdrawn:  # while nobody could stop it; `ship` discards what it finds so marked
+            conduct.mailbox.put(on.Ordered(on.Order.STOP))
         gevent.spawn(self._conduct, conduct)
 
     def _conduct(self, conduct: Conduct) -> None:

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 import psycopg
 import pytest
 import redis
-from fix_callrec import until_seen
+from fix_callrec import frozen, moment, until_seen
 from fix_stack import wait_until
 
 from callrec.demo.scenarios import by_name
@@ -109,9 +109,13 @@ def test_by_callback_a_running_recording_stops_at_once_and_is_erased(callrec, ta
 def test_withdrawn_while_the_listener_is_dead_it_is_stopped_when_there_is_one_again(callrec, talk):
     call = talk("031 444 555")
     row = callrec.recording(call)
-    callrec.kill("listen")
-    revoke(callrec, "--number", "031 444 555", "--proof", "calling_number")
+    withdrawn = callrec.installation.spool / "withdrawn" / str(row["recording_id"])
+    with frozen(callrec.supervisor):  # so that the erasure has begun before there is a listener again
+        callrec.kill("listen")
+        revoke(callrec, "--number", "031 444 555", "--proof", "calling_number")
+        wait_until(withdrawn.exists, 30, "the erasure's mark")
     wait_until(lambda: gone(callrec, row["recording_id"]), 60, "erased")
+    assert moment(call, "recorded") is not None  # FreeSWITCH writes no more, not even into a file without a name
     assert not call.ended
     callrec.ready()
 
