@@ -257,13 +257,8 @@ def sweep(config: Config, http: tuple[str, int] | None) -> None:
     eraser = Eraser(records, bucket, directory, view, partial(send, store))
     vigil = Vigil(bucket, lifecycle.rules(config.bases.values()), records)
     sweeper = Sweeper(records, eraser, bucket, config.bases, config.terms.patience, more=vigil.chores)
-    needs = {
-        "postgres": store.alive,
-        "schema": store.current,
-        "storage": lambda: bucket.check().object_lock,
-        "redis": view.alive,
-    }
-    role = Role("sweep", needs)
+    needs = {"storage": lambda: bucket.check().object_lock, "redis": view.alive}
+    role = Role("sweep", _database(store) | needs)
     store.open()
     with suppress(StoreError):  # Postgres is away: the leases end by themselves
         records.unclaim_erasures()

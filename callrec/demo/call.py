@@ -105,7 +105,7 @@ class SimCall(Channel):
             sock = socket.create_connection(self.switch.listener, timeout=_CONNECT)
         except OSError:
             return "refused"
-        link = self.link = EventSocket(self.switch, sock, self)
+        link = EventSocket(self.switch, sock, self)
         self.links.append(link)
         self.switch.attach(link)
         self.wait(None, lambda: link.connected or link.finished or self.destination is not None)

@@ -100,7 +100,6 @@ class Channel:
         self.text = ChannelText(self.uuid, script.dialled, script.caller_number, script.caller_name, self.at)
         self.timeline: list[Fact] = []
         self.marks: dict[str, float] = {}  # see `mark`
-        self.link: Link | None = None  # of the interview that is or was last
         self.links: list[Link] = []  # of every interview: a call that was transferred away keeps its connection
         self.destination: tuple[str, str] | None = None  # number and context of a transfer, until its dialplan begins
         self.digits: list[str] = []  # pressed and not yet dequeued
@@ -297,7 +296,7 @@ class Channel:
         """
         if self.destination is not None:
             return True
-        link = self.link
+        link = self.links[-1] if self.links else None
         resume = bool(link and (link.resume or self.text.variables.get("socket_resume") == "true"))
         self.cut = self.cut or bool(link and link.finished and resume)
         return self.cut

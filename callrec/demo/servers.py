@@ -7,6 +7,7 @@ import shutil
 import signal
 import socket
 import tempfile
+from abc import ABC, abstractmethod
 from pathlib import Path
 
 import psycopg
@@ -19,7 +20,7 @@ _UNIX_PATH_LIMIT = 107  # sun_path holds 108 bytes with the final zero
 PROBE_SECONDS = 2
 
 
-class Server:
+class Server(ABC):
     """One booted service in `folder`. `main` is the process that serves, and that a fault test kills."""
 
     needs: tuple[str, ...] = ()
@@ -53,9 +54,9 @@ class Server:
         """What is done once before the first launch."""
         yield
 
+    @abstractmethod
     def launch(self) -> Boot:
         """Start `main` on the port chosen at boot and wait until it serves; after a kill again."""
-        raise NotImplementedError
 
     def furnish(self) -> Boot:
         """What is done once as soon as it serves."""

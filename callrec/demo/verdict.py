@@ -14,14 +14,13 @@ from typing import Any
 from uuid import UUID
 
 import psycopg
-import redis
 from psycopg.rows import dict_row
 
 from callrec import service
 from callrec.config import Config
 from callrec.demo.installation import Installation
 from callrec.demo.scenarios import Demand, Scenario
-from callrec.errors import CallrecError
+from callrec.errors import CallrecError, StoreError
 from callrec.recording import envelope
 from callrec.recording.objects import Version
 from callrec.rights.retention import retain_until
@@ -55,6 +54,7 @@ class Inspector:
         self._postgres = psycopg.connect(installation.stack.postgres_url, autocommit=True, row_factory=dict_row)
         self._objects = service.objects(self._config, "api")  # the bucket's owner may not read what `ship` put
         self._redis = live.connect(self._config.redis.url)
+        self._shown = live.LiveState(self._redis, live_ttl=0, ended_ttl=0)  # it only looks
 
     def __enter__(self) -> "Inspector":
         return self
@@ -86,8 +86,8 @@ class Inspector:
     def told(self, channel: str, *, erased: bool) -> bool:
         """Whether Redis shows the call's end by now; also true where it can't be asked, or erasure has been there."""
         try:
-            state = self._redis.hget(live.KEY.format(channel=channel), "state")
-        except redis.RedisError:
+            state = self._shown.get(channel).get("state")
+        except StoreError:
             return True
         return state in _OVER or (erased and state is None)
 
@@ -183,7 +183,7 @@ class Inspector:
         _listen(verdict, demand, sound)
 
     def _live(self, verdict: Verdict, demand: Demand, channel: str) -> None:
-        fields = self._redis.hgetall(live.KEY.format(channel=channel))
+        fields = self._shown.get(channel)
         verdict.redis = f"{fields.get('state', 'nothing')}, {fields.get('decision', '')}"
         _differs(verdict, "state in Redis", True, fields.get("state") in _OVER)
         _differs(verdict, "decision in Redis", demand.decision, fields.get("decision"))

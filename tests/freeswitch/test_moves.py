@@ -201,16 +201,21 @@ def test_a_call_transferred_in_the_interview_is_let_go_unrecorded(house, via, st
     assert (row["decision"], row["recording_id"]) == ("link_lost", None)
     given_up = call.age
     wait_until(lambda: call.age > given_up + 2.5, 10)  # until `exit` would have done its worst
+    asserted_that_it_goes_on(house, call)
+
+
+def doing(house, call):
+    return house.switch.api(f"uuid_getvar {call.uuid} current_application")
+
+
+def asserted_that_it_goes_on(house, call):
+    """The agents' dialplan: what plays there ends at a key, and its next action follows."""
     assert not call.ended, call.timeline
     assert doing(house, call) == "playback"
     call.press("*")
     wait_until(lambda: doing(house, call) == "park", 10, "the next action of the dialplan")
     call.hang_up()
     call.result(20)
-
-
-def doing(house, call):
-    return house.switch.api(f"uuid_getvar {call.uuid} current_application")
 
 
 @both_ways
@@ -223,12 +228,7 @@ def test_a_call_transferred_in_the_interview_outlives_the_listener(house, via, h
     wait_until(lambda: house.state(call) == "unrecorded", 10, "given up")
     house.kill("listen", how)
     house.ready()
-    assert not call.ended, call.timeline
-    assert doing(house, call) == "playback"
-    call.press("*")
-    wait_until(lambda: doing(house, call) == "park", 10, "the next action of the dialplan")
-    call.hang_up()
-    call.result(20)
+    asserted_that_it_goes_on(house, call)
 
 
 @both_ways

@@ -183,7 +183,7 @@ def test_a_listener_that_meets_trouble_does_not_tell_either(callrec, told):
         ),
     )
     call = callrec.place(script)
-    wait_until(lambda: call.link is not None, 5, "the link")
+    wait_until(lambda: call.links, 5, "the link")
     callrec.meddler.hang_up()
     assert "bridged" in facts(call)
     callrec.command("mask", str(uuid.uuid4()))

@@ -59,7 +59,7 @@ def test_a_call_transferred_to_an_agent_in_the_interview_is_left_alone_unrecorde
     until_seen(call, "bridged")
     wait_until(lambda: (found := rows(callrec, call)) and found[0]["decision"], 20, "given up")
     assert not call.ended
-    assert not call.link.finished
+    assert not call.links[-1].finished
     [row] = over(callrec, call)
     assert (row["decision"], row["recording_id"]) == ("link_lost", None)
     assert not {"basis_established", "recording_started"} & set(callrec.kinds(call))
