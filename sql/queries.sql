@@ -21,30 +21,39 @@ SELECT call_id, NULL, (note->>'ordinal')::integer, note->>'kind', note->'body', 
 ON CONFLICT DO NOTHING;
 
 -- name: authorise
--- The legal basis of a call and every note so far: what must be durable before uuid_record is sent. No row: the call is
--- known already, so it was released, or authorised, before this statement arrived, and is not recorded by it.
-WITH seen AS (
+-- The legal basis of calls and every note of each so far: what must be durable before uuid_record is sent. Gives the calls
+-- that have it now. One that is missing was known already: it was released, or authorised, before this statement arrived,
+-- and is not recorded by it.
+WITH said AS (
+    SELECT * FROM jsonb_to_recordset(%(rows)s::jsonb) AS (
+        call_id uuid, node text, channel text, line text, basis text, state text, decision text, arrived_at timestamptz,
+        notes jsonb, recording_id uuid, notice text, notice_version text, purposes text[], lock_mode text, prefix text,
+        authorised_at timestamptz, retain_until timestamptz, retention_inputs jsonb, reference text,
+        lookup text, salt text, sealed text
+    )
+), seen AS (
     INSERT INTO call (call_id, node, channel, line, basis, state, decision, arrived_at)
-    VALUES (%(call_id)s, %(node)s, %(channel)s, %(line)s, %(basis)s, %(state)s, %(decision)s, %(arrived_at)s)
+    SELECT call_id, node, channel, line, basis, state, decision, arrived_at FROM said
     ON CONFLICT DO NOTHING
     RETURNING call_id
+), fresh AS (
+    SELECT * FROM said JOIN seen USING (call_id)
 ), who AS (
     INSERT INTO caller (call_id, lookup, salt, sealed)
-    SELECT call_id, %(lookup)s::bytea, %(salt)s::bytea, %(sealed)s::bytea FROM seen
-     WHERE %(lookup)s::bytea IS NOT NULL
+    SELECT call_id, decode(lookup, 'hex'), decode(salt, 'hex'), decode(sealed, 'hex') FROM fresh WHERE lookup IS NOT NULL
 ), basis AS (
     INSERT INTO recording (recording_id, call_id, node, channel, line, basis, notice, notice_version, purposes, lock_mode,
                            prefix, authorised_at, retain_until, retention_inputs, reference)
-    SELECT %(recording_id)s, call_id, %(node)s, %(channel)s, %(line)s, %(basis)s, %(notice)s, %(notice_version)s,
-           %(purposes)s, %(lock_mode)s, %(prefix)s, %(authorised_at)s, %(retain_until)s, %(retention_inputs)s::jsonb,
-           %(reference)s::bytea
-      FROM seen
+    SELECT recording_id, call_id, node, channel, line, basis, notice, notice_version, purposes, lock_mode,
+           prefix, authorised_at, retain_until, retention_inputs, decode(reference, 'hex')
+      FROM fresh
+), noted AS (
+    INSERT INTO ledger (call_id, recording_id, ordinal, kind, body, node, at)
+    SELECT call_id, NULL, (note->>'ordinal')::integer, note->>'kind', note->'body', node, (note->>'at')::timestamptz
+      FROM fresh, jsonb_array_elements(notes) WITH ORDINALITY AS notes (note, place)
+     ORDER BY call_id, place
 )
-INSERT INTO ledger (call_id, recording_id, ordinal, kind, body, node, at)
-SELECT call_id, NULL, (note->>'ordinal')::integer, note->>'kind', note->'body', %(node)s, (note->>'at')::timestamptz
-  FROM seen, jsonb_array_elements(%(notes)s::jsonb) WITH ORDINALITY AS notes (note, place)
- ORDER BY place
-RETURNING entry_id;
+SELECT call_id FROM seen;
 
 -- name: started
 UPDATE recording

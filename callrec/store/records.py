@@ -12,6 +12,7 @@ from callrec.errors import StoreError
 from callrec.ledger.caller import Concealed
 from callrec.rights.retention import Inputs
 from callrec.store.db import Database
+from callrec.store.group_commit import GroupCommit
 from callrec.store.scribe import Scribe
 
 
@@ -52,6 +53,7 @@ class CallRecords:
 
     def __init__(self, database: Database, scribe: Scribe, *, node: str, timezone: str) -> None:
         self._database = database
+        self._authorise = GroupCommit(database, "authorise")
         self._scribe = scribe
         self._node = node
         self._timezone = timezone
@@ -77,23 +79,20 @@ class CallRecords:
         if line is None:
             raise StoreError("A call without a line has no basis")
         now = datetime.now(UTC)
-        call = self._call(facts, "authorised", decision, notes, None)
-        params = call | {
-            "notes": json.dumps(call["notes"]),
-            "recording_id": facts.recording_id,
+        row = self._call(facts, "authorised", decision, notes, None) | {
+            "recording_id": str(facts.recording_id),
             "notice": line.notice.id,
             "notice_version": line.notice.version,
             "purposes": sorted(line.basis.purposes),
             "lock_mode": line.basis.lock.value,
             "prefix": line.basis.prefix,
-            "authorised_at": now,
-            "lookup": caller.lookup if caller else None,
-            "salt": caller.salt if caller else None,
-            "sealed": caller.sealed if caller else None,
-            "reference": reference,
+            "authorised_at": now.isoformat(),
+            "reference": reference.hex() if reference else None,
             **self._retention(line, now),
         }
-        if not self._database.run("authorise", params, timeout=timeout):
+        if caller is not None:
+            row |= {"lookup": caller.lookup.hex(), "salt": caller.salt.hex(), "sealed": caller.sealed.hex()}
+        if not self._authorise.run(row, timeout=timeout):
             raise StoreError("This call has been released, or authorised, before", detail=str(facts.call_id))
 
     def note(
@@ -103,8 +102,9 @@ class CallRecords:
 
     def started(self, facts: CallFacts, at: datetime) -> None:
         assert facts.line
-        about = {"recording_id": facts.recording_id, "started_at": at} | self._retention(facts.line, at)
-        self._scribe.write(("started", about))
+        retention = self._retention(facts.line, at)
+        about = {"recording_id": facts.recording_id, "started_at": at} | retention
+        self._scribe.write(("started", about | {"retention_inputs": json.dumps(retention["retention_inputs"])}))
 
     def finished(self, recording_id: UUID, at: datetime, samples: int | None, *, abrupt: bool) -> None:
         about = {"recording_id": recording_id, "stopped_at": at, "samples": samples, "abrupt": abrupt}
@@ -133,7 +133,7 @@ class CallRecords:
     def _call(
         self, facts: CallFacts, state: str, decision: str, notes: Sequence[Noted], ended_at: datetime | None
     ) -> dict[str, Any]:
-        """Plain values: `note` sends them as JSON."""
+        """Plain values: `note` and `authorise` send them as JSON."""
         written = [
             {"ordinal": note.ordinal, "kind": note.kind, "body": note.body, "at": note.at.isoformat()} for note in notes
         ]
@@ -151,5 +151,6 @@ class CallRecords:
         }
 
     def _retention(self, line: Line, start: datetime) -> dict[str, Any]:
+        """Plain values, too."""
         inputs = Inputs.of(start, line.basis.retention, self._timezone).as_record()
-        return {"retain_until": datetime.fromisoformat(str(inputs["until"])), "retention_inputs": json.dumps(inputs)}
+        return {"retain_until": inputs["until"], "retention_inputs": inputs}

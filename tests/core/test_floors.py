@@ -59,6 +59,7 @@ FLOORS = {
     "recording.objects": 1,
     "ledger.checkpoint": 1,
     "store.db": 1,
+    "store.group_commit": 1,
     "store.wait": 1,
     "store.orders": 1,
     "store.scribe": 1,
