@@ -56,15 +56,31 @@ WITH said AS (
 SELECT call_id FROM seen;
 
 -- name: started
-UPDATE recording
-   SET state = 'recording', started_at = %(started_at)s, retain_until = %(retain_until)s,
-       retention_inputs = %(retention_inputs)s::jsonb
- WHERE recording_id = %(recording_id)s AND state = 'authorised';
+-- Many at once, as `note`.
+WITH said AS (
+    SELECT DISTINCT ON (recording_id) recording_id, started_at, retain_until, retention_inputs
+      FROM ROWS FROM (jsonb_to_recordset(%(rows)s::jsonb) AS (
+          recording_id uuid, started_at timestamptz, retain_until timestamptz, retention_inputs jsonb
+      )) WITH ORDINALITY AS said (recording_id, started_at, retain_until, retention_inputs, place)
+     ORDER BY recording_id, place
+)
+UPDATE recording r
+   SET state = 'recording', started_at = said.started_at, retain_until = said.retain_until,
+       retention_inputs = said.retention_inputs
+  FROM said WHERE r.recording_id = said.recording_id AND r.state = 'authorised';
 
 -- name: finished
-UPDATE recording
-   SET state = 'finished', stopped_at = %(stopped_at)s, samples = %(samples)s, abrupt = %(abrupt)s, due_at = now()
- WHERE recording_id = %(recording_id)s AND state IN ('authorised', 'recording');
+-- Many at once, as `note`.
+WITH said AS (
+    SELECT DISTINCT ON (recording_id) recording_id, stopped_at, samples, abrupt
+      FROM ROWS FROM (jsonb_to_recordset(%(rows)s::jsonb) AS (
+          recording_id uuid, stopped_at timestamptz, samples bigint, abrupt boolean
+      )) WITH ORDINALITY AS said (recording_id, stopped_at, samples, abrupt, place)
+     ORDER BY recording_id, place
+)
+UPDATE recording r
+   SET state = 'finished', stopped_at = said.stopped_at, samples = said.samples, abrupt = said.abrupt, due_at = now()
+  FROM said WHERE r.recording_id = said.recording_id AND r.state IN ('authorised', 'recording');
 
 -- name: void
 -- Nothing of this recording is kept; said in the ledger once, and only if a basis had been made durable.

@@ -24,6 +24,7 @@ INBOUND_EVENTS = "event plain DTMF RECORD_START RECORD_STOP CHANNEL_HANGUP_COMPL
 # This recording's alone: as channel variables they would leak to every other. Without the pre-buffer at 0 the last
 # half second is lost and a mask acts half a second early; unbuffered, so that the spool holds what was said.
 _RECORD_VARIABLES = "{RECORD_STEREO=true,RECORD_PRE_BUFFER_FRAMES=0,enable_file_write_buffering=false,RECORD_MIN_SEC=0}"
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _KEYS = frozenset("0123456789*#ABCD")
 _LONGEST_NUMBER = 18  # digits; fits a bigint of Postgres
 _TERMINATORS = re.compile(r"[0-9*#]{1,16}|any|none")
@@ -76,7 +77,7 @@ def moved(headers: Headers, before: Before) -> bool:
 
     Only that is certain. An event of an interview before on this channel may come late: its number tells it.
     """
-    done = headers.get("Event-Name") == "CHANNEL_EXECUTE_COMPLETE" and headers.get("Application") == "socket"
+    done = _executed(headers, "socket")
     return done and _up(headers) and sequence(headers) > before.sequence
 
 
@@ -86,8 +87,12 @@ def cut_by_transfer(headers: Headers, before: Before) -> bool:
     FreeSWITCH may set its mark after the dialplan that it transferred to has begun (3 of 160), so the mark alone says
     nothing.
     """
-    failed = headers.get("Application") == "playback" and headers.get("Application-Response") == "PLAYBACK ERROR"
+    failed = _executed(headers, "playback") and headers.get("Application-Response") == "PLAYBACK ERROR"
     return failed and _up(headers) and headers.get("variable_transfer_source") != before.transfer
+
+
+def _executed(headers: Headers, application: str) -> bool:
+    return headers.get("Event-Name") == "CHANNEL_EXECUTE_COMPLETE" and headers.get("Application") == application
 
 
 def sequence(headers: Headers) -> int:
@@ -100,7 +105,7 @@ def happened_at(headers: Headers) -> datetime | None:
     stamp = headers.get("Event-Date-Timestamp")
     if not (stamp.isascii() and stamp.isdigit()) or len(stamp) > 17:  # noqa: PLR2004 # beyond the year 5000: not a date
         return None
-    return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=int(stamp))
+    return _EPOCH + timedelta(microseconds=int(stamp))
 
 
 def _number(text: str) -> int | None:

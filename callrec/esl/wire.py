@@ -15,6 +15,7 @@ what we were about to send.
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from urllib.parse import unquote_to_bytes
 
 from callrec.errors import WireError
@@ -61,11 +62,17 @@ class Headers:
 
     def _find(self, name: str) -> int:
         """Where the value of `name` starts, or -1."""
-        key = f"\n{name}: ".encode()
+        key = _key(name)
         if self._raw.startswith(key[1:]):
             return len(key) - 1
         at = self._raw.find(key)
         return at + len(key) if at >= 0 else -1
+
+
+@lru_cache(maxsize=256)
+def _key(name: str) -> bytes:
+    """How a line begins."""
+    return f"\n{name}: ".encode()
 
 
 def _decode(value: bytes) -> str:

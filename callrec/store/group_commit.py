@@ -1,7 +1,7 @@
 """Statements that wait for Postgres at the same moment go there as one: group commit, by the client.
 
 A call must wait until its legal basis is durable, and what costs most of that is not the row but the statement and its
-commit. Alone, a row is sent at once. While others are under way, those that arrive gather, and the next statement takes
+commit. Alone, a row is sent at once. While another is under way, those that arrive gather, and the next statement takes
 them all: the busier the node, the less each costs.
 """
 
@@ -21,6 +21,7 @@ from callrec.store.db import Database
 
 _MOST = 100  # rows a statement
 _WIDTH = 2  # statements under way at once
+_PATIENCE = 0.02  # seconds that one may be under way before those behind it are sent beside it: it may be stuck
 
 
 class _Asked:
@@ -45,6 +46,7 @@ class GroupCommit:
         self._name = name
         self._waiting: deque[_Asked] = deque()
         self._under_way = 0
+        self._reinforced = False  # or about to be
 
     def run(self, row: Mapping[str, Any], *, timeout: float) -> bool:
         """Wait until the row is durable; False when the statement did not take it.
@@ -55,9 +57,12 @@ class GroupCommit:
         """
         asked = _Asked(row, time.monotonic() + timeout)
         self._waiting.append(asked)
-        if self._under_way < _WIDTH:
-            self._under_way += 1
+        if not self._under_way:
+            self._under_way = 1
             gevent.spawn(self._send_all)
+        elif self._under_way < _WIDTH and not self._reinforced:
+            self._reinforced = True
+            gevent.spawn_later(_PATIENCE, self._reinforce)
         try:
             return bool(asked.answer.get(timeout=timeout))
         except gevent.Timeout:
@@ -66,6 +71,12 @@ class GroupCommit:
         finally:
             if not asked.answer.ready() and asked in self._waiting:  # nobody waits for it any more: it was not sent
                 self._waiting.remove(asked)
+
+    def _reinforce(self) -> None:
+        self._reinforced = False
+        if self._waiting and self._under_way < _WIDTH:
+            self._under_way += 1
+            self._send_all()
 
     def _send_all(self) -> None:
         try:

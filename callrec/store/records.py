@@ -1,6 +1,5 @@
 """One function per fact: what the listener notes of a call, and what it must have in Postgres first."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -102,12 +101,11 @@ class CallRecords:
 
     def started(self, facts: CallFacts, at: datetime) -> None:
         assert facts.line
-        retention = self._retention(facts.line, at)
-        about = {"recording_id": facts.recording_id, "started_at": at} | retention
-        self._scribe.write(("started", about | {"retention_inputs": json.dumps(retention["retention_inputs"])}))
+        about = {"recording_id": str(facts.recording_id), "started_at": at.isoformat()}
+        self._scribe.write(("started", about | self._retention(facts.line, at)))
 
     def finished(self, recording_id: UUID, at: datetime, samples: int | None, *, abrupt: bool) -> None:
-        about = {"recording_id": recording_id, "stopped_at": at, "samples": samples, "abrupt": abrupt}
+        about = {"recording_id": str(recording_id), "stopped_at": at.isoformat(), "samples": samples, "abrupt": abrupt}
         self._scribe.write(("finished", about))
 
     def void(self, recording_id: UUID, reason: str) -> None:
@@ -133,7 +131,7 @@ class CallRecords:
     def _call(
         self, facts: CallFacts, state: str, decision: str, notes: Sequence[Noted], ended_at: datetime | None
     ) -> dict[str, Any]:
-        """Plain values: `note` and `authorise` send them as JSON."""
+        """Plain values: they are sent as JSON."""
         written = [
             {"ordinal": note.ordinal, "kind": note.kind, "body": note.body, "at": note.at.isoformat()} for note in notes
         ]
@@ -151,6 +149,5 @@ class CallRecords:
         }
 
     def _retention(self, line: Line, start: datetime) -> dict[str, Any]:
-        """Plain values, too."""
         inputs = Inputs.of(start, line.basis.retention, self._timezone).as_record()
         return {"retain_until": inputs["until"], "retention_inputs": inputs}

@@ -26,6 +26,7 @@ from callrec.store.db import Database, Statement
 log = Log(__name__)
 
 _BATCH = 100
+_TAKES_MANY = ("note", "started", "finished")  # statements
 _GATHER = 0.1  # seconds for more to come before a batch that is not full is sent: a transaction costs more than a note
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 5.0  # seconds
 _REFUSALS = 5  # of one statement alone, before it is given up
@@ -102,19 +103,23 @@ class Scribe:
 
 
 def folded(batch: Iterable[Statement]) -> list[Statement]:
-    """The same in fewer statements: `note` takes many at once, as `rows`.
+    """The same in fewer statements: `note`, `started` and `finished` take many at once, as `rows`, and in this order.
 
-    A note so comes before what stood between it and the batch's first. That may be: only `void` writes into the ledger,
-    too, and none goes past it; the others touch rows that no note touches, in the same transaction.
+    That is the order in which they come for each call. Only none may go past a `void`, which writes into the ledger and
+    ends a recording, too.
     """
     fewer: list[Statement] = []
-    rows: list[Any] = []
+    rows: dict[str, list[Any]] = {name: [] for name in _TAKES_MANY}
+
+    def write() -> None:
+        fewer.extend((name, {"rows": json.dumps(many)}) for name, many in rows.items() if many)
+        rows.update((name, []) for name in rows)
+
     for name, params in batch:
-        if name != "note":
+        if name in rows:
+            rows[name].append(params)
+        else:
+            write()
             fewer.append((name, params))
-            rows = [] if name == "void" else rows
-            continue
-        if not rows:
-            fewer.append((name, {"rows": rows}))
-        rows.append(params)
-    return [(name, {"rows": json.dumps(params["rows"])} if name == "note" else params) for name, params in fewer]
+    write()
+    return fewer

@@ -1,5 +1,6 @@
 """`callrec migrate` on a real Postgres, and the rights that the roles have after it (A9; the ledger only grows)."""
 
+import json
 import secrets
 import uuid
 from urllib.parse import urlsplit
@@ -158,7 +159,8 @@ def recorded(stores):
     records = CallRecords(listen, Scribe(listen), node="n", timezone="Europe/Ljubljana")
     concealed = conceal("+38640123456", b"l" * 32, envelope.generate_keypair()[1])
     records.authorise(facts, "granted", make_notes("notice_played", "basis_established"), concealed, timeout=5)
-    listen.run("finished", {"recording_id": facts.recording_id, "stopped_at": "now", "samples": 1, "abrupt": False})
+    over = {"recording_id": str(facts.recording_id), "stopped_at": "now", "samples": 1, "abrupt": False}
+    listen.run("finished", {"rows": json.dumps([over])})
     ShipRecords(ship, node="n").sealed(facts.recording_id, b"sealed", "id")
     return facts
 
