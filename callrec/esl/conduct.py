@@ -57,7 +57,7 @@ class Control(Protocol):
     def up(self) -> bool: ...
 
     def post(self, payload: bytes, on_reply: Callable[[str], None] | None = None) -> None:
-        """LinkError when the link is down."""
+        """LinkError when the link is down. What nobody wants to hear of, a stop, is sent when it is there again."""
 
 
 @dataclass(slots=True)

@@ -9,6 +9,7 @@ import json
 import random
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime
 
 import gevent
@@ -42,6 +43,7 @@ class Watcher:
         self._link: InboundLink | None = None
         self._registry = Registry()
         self._node: Node | None = None
+        self._owed: dict[bytes, None] = {}  # a recording each, that must stop
         self._lost = Event()
         self._began = datetime.now(UTC)
         self._greenlet: gevent.Greenlet[[], None] | None = None
@@ -51,9 +53,19 @@ class Watcher:
         return self._link is not None and self._link.connected
 
     def post(self, payload: bytes, on_reply: Callable[[str], None] | None = None) -> None:
-        if self._link is None:
+        if on_reply is None:
+            self._owed[payload] = None
+            self._pay(payload)
+        elif self._link is None:
             raise LinkClosedError("The inbound event socket is down")
-        self._link.post(payload, on_reply)
+        else:
+            self._link.post(payload, on_reply)
+
+    def _pay(self, payload: bytes) -> None:
+        """Send what is owed until FreeSWITCH has answered, whatever: that it knows no such call is an answer, too."""
+        with suppress(LinkError):
+            if self._link is not None:
+                self._link.post(payload, lambda _reply: self._owed.pop(payload, None))
 
     def start(self, node: Node, registry: Registry) -> None:
         self._node, self._registry = node, registry
@@ -92,6 +104,8 @@ class Watcher:
         link.connect()
         link.request(dialect.INBOUND_EVENTS, _ANSWER)
         self._link = link
+        for payload in list(self._owed):
+            self._pay(payload)
         metrics.CONTROL_UP.set(1)
         log.info("control_link_up")
 

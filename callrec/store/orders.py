@@ -51,7 +51,11 @@ def carry_out(database: Database, call: str, order: str, timeout: float = 5.0) -
                 if entry not in before:
                     return kind
             gevent.sleep(_LOOK)
-    raise StoreError(f"Nobody could {order} this call", detail="It is over, or is not being recorded")
+    raise StoreError(
+        f"Nobody could {order} this call by now",
+        detail="It is over, is not being recorded, or its node does not reach FreeSWITCH",
+        hint="A stop or a withdrawal that its node has heard is carried out as soon as it does",
+    )
 
 
 def _outcomes(database: Database, call: Row, order: str) -> list[tuple[int, str]]:

@@ -6,13 +6,15 @@ from wsgiref.types import WSGIApplication
 
 import falcon
 from gevent import socket
-from gevent.pywsgi import WSGIServer
+from gevent.pywsgi import WSGIHandler, WSGIServer
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
 from callrec.errors import ConfigError
 
 _BACKLOG = 128
+_MOST = 256  # connections at once
+_SILENCE = 10.0  # seconds that a peer may let us wait for its next bytes, or for taking ours
 Readiness = dict[str, bool]  # what this process needs, by name, and whether it is there
 
 
@@ -50,6 +52,14 @@ def app(registry: Callable[[], CollectorRegistry], readiness: Callable[[], Readi
     return pages
 
 
+class _Handler(WSGIHandler):
+    """Lets go of a peer that says nothing: pywsgi waits for ever."""
+
+    def handle(self) -> None:
+        self.socket.settimeout(_SILENCE)
+        super().handle()
+
+
 def serve(address: tuple[str, int], pages: WSGIApplication) -> WSGIServer:
     """Serve on `address` in the background. ConfigError when it can't be bound."""
     family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
@@ -61,6 +71,6 @@ def serve(address: tuple[str, int], pages: WSGIApplication) -> WSGIServer:
             detail=error.strerror or "",
             hint="Another process has it; choose another [http] address, or --http",
         ) from None
-    server = WSGIServer(listener, pages, log=None, error_log=None)
+    server = WSGIServer(listener, pages, log=None, error_log=None, handler_class=_Handler, spawn=_MOST)
     server.start()
     return server

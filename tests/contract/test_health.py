@@ -86,6 +86,16 @@ def test_garbage_on_the_port_harms_nobody(pages):
         peer.close()
 
 
+@pytest.mark.parametrize("said", [b"", b"GET /healthz HT", b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"])
+def test_a_peer_that_says_nothing_more_is_let_go(pages, monkeypatch, said):
+    """Half a request would otherwise hold a connection, and one of the most at once, for ever."""
+    monkeypatch.setattr(health, "_SILENCE", 0.2)
+    with socket.create_connection(("127.0.0.1", pages.port), timeout=10) as peer:
+        peer.sendall(said)
+        while peer.recv(4096):
+            pass
+
+
 def test_an_address_that_cannot_be_had_is_said(pages):
     with pytest.raises(ConfigError, match="can't listen on") as refused:
         health.serve(("127.0.0.1", pages.port), health.app(CollectorRegistry, dict))

@@ -273,3 +273,24 @@ def test_without_the_control_link_no_consent_is_taken_that_could_not_be_withdraw
     assert node.kinds(call)[-1] == "released_unrecorded"
     facts(sale)
     asserted_stored(node, SALE, sale)
+
+
+def facts_so_far(call):
+    return [what[0] for _, what in call.timeline]
+
+
+def test_a_stop_that_came_while_the_control_link_was_down_is_carried_out_when_it_is_back(node):
+    """C4: what follows such an order has no basis, so FreeSWITCH must not go on recording until the hang-up."""
+    call = node.place(replace(CONSENT.script, talk=600))
+    wait_until(lambda: (found := node.recording(call)) and found["state"] == "recording", 20, "the recording")
+    node.meddler.refusing = True
+    node.meddler.hang_up()
+    wait_until(lambda: "listen: event_socket" in node.installation.missing(), 10, "/readyz to say so")
+    refused = node.command("stop", call.uuid)
+    assert (refused.returncode, "does not reach FreeSWITCH" in refused.stderr) == (1, True)
+    assert "recorded" not in facts_so_far(call)
+    node.meddler.refusing = False
+    wait_until(lambda: "recorded" in facts_so_far(call), 15, "FreeSWITCH to stop")
+    assert not call.ended
+    call.hangup("NORMAL_CLEARING", now=True)
+    node.ready()
