@@ -83,6 +83,7 @@ class Spool:
     path: Path
     min_free: int  # with less free space, no new recording
     max_size: int  # with more in the spool, no new recording
+    consent_reserve: int  # with less than this left to either, no new recording by consent
 
 
 @dataclass(frozen=True, slots=True)
@@ -281,7 +282,12 @@ def _listen(table: Table) -> Listen:
 
 def _spool(table: Table) -> Spool:
     path = table.text("path", wanted=_PATH_WANTED, pattern=_PATH)
-    return Spool(Path(path), min_free=table.size("min_free", "2GiB"), max_size=table.size("max_size", "20GiB"))
+    return Spool(
+        Path(path),
+        min_free=table.size("min_free", "2GiB"),
+        max_size=table.size("max_size", "20GiB"),
+        consent_reserve=table.size("consent_reserve", "1GiB"),
+    )
 
 
 def _url(table: Table, key: str, schemes: tuple[str, ...], variable: str) -> str:

@@ -32,7 +32,7 @@ RESYNCS = Counter("callrec_resyncs", "Comparisons with `show channels` after a r
 # Spool and upload
 SPOOL_BYTES = Gauge("callrec_spool_bytes", "Bytes in the spool", multiprocess_mode="livemax")
 SPOOL_FILES = Gauge("callrec_spool_files", "Files in the spool", multiprocess_mode="livemax")
-SPOOL_FREE = Gauge("callrec_spool_free_bytes", "Bytes free for recordings", multiprocess_mode="livemax")
+SPOOL_FREE = Gauge("callrec_spool_free_bytes", "Bytes that recordings may still take", multiprocess_mode="livemax")
 SPOOL_OLDEST = Gauge("callrec_spool_oldest_seconds", "Age of the oldest file in the spool", multiprocess_mode="livemax")
 SPOOL_ORPHANS = Gauge("callrec_spool_orphans", "Files in the spool without a row", multiprocess_mode="livemax")
 UPLOADS = Counter("callrec_uploads", "Attempts to store a recording, by result", ["result"])

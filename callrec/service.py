@@ -128,7 +128,8 @@ def listen(config: Config, http: tuple[str, int] | None) -> None:
         refer=partial(refer, config.secrets.lookup_key()),
         name=config.node,
         decision_timeout=config.listen.decision_timeout,
-        room=directory.has_room(),
+        room=directory.left() > 0,
+        room_for_consent=directory.left() > config.spool.consent_reserve,
     )
     registry = Registry()
     for line in config.policy.lines.values():
@@ -141,13 +142,17 @@ def listen(config: Config, http: tuple[str, int] | None) -> None:
 
     desk = OrderDesk(store.conninfo, take_order)
     server = OutboundServer(config.listen.address, Listener(node, registry).serve, config.listen.max_calls)
-    needs = {"redis": view.alive, "event_socket": lambda: watcher.up, "spool": lambda: node.room}
+    needs = {
+        "redis": view.alive,
+        "event_socket": lambda: watcher.up,
+        "spool": lambda: node.room and node.room_for_consent,
+    }
     role = Role("listen", _database(store) | needs)
     store.open()
     for part in (scribe, view, desk):
         part.start()
     watcher.start(node, registry)
-    gevent.spawn(_keep_room_current, node)
+    gevent.spawn(_keep_room_current, node, config.spool.consent_reserve)
     if config.storage.worm_probe == "enforce":
         gevent.spawn(_keep_storage_current, node, RightsRecords(store, node=config.node), config.storage.bucket)
     server.start()
@@ -182,16 +187,19 @@ def with_sounds(sounds: Sounds, line: Line) -> Line:
     return replace(line, notice=replace(notice, prompt=read(notice.prompt), ask=ask))
 
 
-def _keep_room_current(node: Node) -> None:
+def _keep_room_current(node: Node, consent_reserve: int) -> None:
     threads = gevent.get_hub().threadpool
     while True:
         try:
-            room = threads.apply(node.spool.has_room)  # it looks at every file; no call waits for that
+            left = threads.apply(node.spool.left)  # it looks at every file; no call waits for that
         except SpoolError:  # where it can't be looked at, nothing can be recorded
-            room = False
+            left = 0
+        room, for_consent = left > 0, left > consent_reserve
         if room != node.room:
             (log.info if room else log.error)("spool_has_room" if room else "spool_full")
-        node.room = room
+        elif for_consent != node.room_for_consent:
+            (log.info if for_consent else log.error)("spool_takes_consent" if for_consent else "spool_low")
+        node.room, node.room_for_consent = room, for_consent
         gevent.sleep(_ROOM)
 
 
@@ -239,7 +247,7 @@ def _measure_spool(directory: Spool, records: ShipRecords) -> None:
             room = directory.room()
             metrics.SPOOL_BYTES.set(room.bytes_used)
             metrics.SPOOL_FILES.set(room.files)
-            metrics.SPOOL_FREE.set(room.free)
+            metrics.SPOOL_FREE.set(max(0, room.left))
             metrics.SPOOL_OLDEST.set(room.oldest_age)
             metrics.UPLOAD_LAG.set(records.lag())
         gevent.sleep(_ROOM)

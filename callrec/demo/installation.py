@@ -225,7 +225,7 @@ class Installation:
         values: dict[str, dict[str, Any]] = {
             "freeswitch": {"event_socket": f"{self._event_socket[0]}:{self._event_socket[1]}"},
             "listen": {"address": f"{self.listen[0]}:{self.listen[1]}"},
-            "spool": {"path": str(self.spool), "min_free": "64MiB"},
+            "spool": {"path": str(self.spool), "min_free": "64MiB", "consent_reserve": "64MiB"},
             "postgres": {"url": f"postgresql://{database['host']}:{database['port']}/{database['dbname']}"},
             "postgres.users": {"owner": database["user"]},
             "redis": {"url": self.stack.redis_url},

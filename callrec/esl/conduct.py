@@ -74,6 +74,7 @@ class Node:
     name: str
     decision_timeout: float = 0.25
     room: bool = True  # in the spool; kept current by the service
+    room_for_consent: bool = True  # ends first, so that evidence of transactions is recorded for longer
     storage_ok: bool = True  # no probe has found that the object store breaks its word; kept current by the service
     refer: Callable[[], tuple[str, bytes]] | None = None  # a new reference code, and what is kept of it (D11)
     timing: Timing = field(default_factory=Timing)
@@ -296,7 +297,8 @@ class Conduct:
 
     def _obstacle(self) -> str:
         """Why this call can't be recorded although its basis is there; empty when it can."""
-        if not self.node.room:
+        consent = self.call.rule.basis.kind is BasisKind.CONSENT
+        if not self.node.room or (consent and not self.node.room_for_consent):
             return "spool_full"
         if not self.node.storage_ok:
             return "storage_unproven"

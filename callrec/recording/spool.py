@@ -8,9 +8,10 @@
 Names are our own random identifiers, never caller data. A note is in place before its ciphertext appears, so an `.enc`
 always belongs to the `.key` beside it. What has another name is counted and left alone.
 
-A full disk: room() and has_room() see it coming, and no new recording starts (the call goes on). The reserve,
-`min_free_bytes`, is what running recordings and the ciphertext of finished ones grow into: an upload needs as many
-bytes again as its recording until the object is verified. When even that is used up, SpoolError; nothing is removed.
+A full disk: room() and left() see it coming, and no new recording starts (the call goes on), first by consent and then
+at all. The reserve, `min_free_bytes`, is what running recordings and the ciphertext of finished ones grow into: an
+upload needs as many bytes again as its recording until the object is verified. When even that is used up, SpoolError;
+nothing is removed.
 """
 
 import os
@@ -30,7 +31,7 @@ _RATES = frozenset({"8000", "11025", "12000", "16000", "22050", "24000", "32000"
 _PLAIN = re.compile(r"/[A-Za-z0-9._/-]*")
 _BLOCK = 64 * 1024
 _RECORDING = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\.wav")
-_ROOM_SECONDS = 0.5  # how long has_room() believes its last count
+_ROOM_SECONDS = 0.5  # how long left() believes its last count
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +41,7 @@ class Room:
     bytes_used: int  # plain and sealed
     files: int  # recordings, plain ones
     free: int  # bytes on the file system, without what it keeps for root
+    left: int  # bytes that recordings may still take; negative when they took more
     oldest_age: float  # seconds since the oldest recording was last written; 0 when there is none
 
 
@@ -80,7 +82,7 @@ class Spool:
         self._rec = root / "rec"
         self._sealed = root / "sealed"
         self._withdrawn = root / "withdrawn"
-        self._room_known: tuple[float, bool] | None = None
+        self._left_known: tuple[float, int] | None = None
 
     def prepare(self) -> None:
         """Create what is missing; SpoolError unless this process may write in it."""
@@ -119,22 +121,27 @@ class Spool:
 
     def has_room(self) -> bool:
         """Whether another recording may start."""
+        return self.left() > 0
+
+    def left(self) -> int:
+        """Bytes that recordings may still take: down to `min_free_bytes`, up to `max_bytes`. At 0 none starts."""
         now = time.monotonic()
-        if self._room_known is None or now - self._room_known[0] > _ROOM_SECONDS:
-            room = self.room()
-            enough = room.free >= self.min_free_bytes and room.bytes_used < self.max_bytes
-            self._room_known = (now, enough)
-        return self._room_known[1]
+        if self._left_known is None or now - self._left_known[0] > _ROOM_SECONDS:
+            self._left_known = (now, self.room().left)
+        return self._left_known[1]
 
     def room(self) -> Room:
         """Count now."""
         with _spool_errors("The spool can't be counted", self.root):
             disk = os.statvfs(self.root)
         plain = [status for _, status in self._plain_files()]
+        used = sum(status.st_size for status in plain) + sum(size for _, size in self._sealed_files())
+        free = disk.f_bavail * disk.f_frsize
         return Room(
-            bytes_used=sum(status.st_size for status in plain) + sum(size for _, size in self._sealed_files()),
+            bytes_used=used,
             files=len(plain),
-            free=disk.f_bavail * disk.f_frsize,
+            free=free,
+            left=min(free - self.min_free_bytes, self.max_bytes - used),
             oldest_age=max(0.0, time.time() - min((status.st_mtime for status in plain), default=time.time())),
         )
 

@@ -87,6 +87,15 @@ def test_no_room_when_the_spool_is_full(tmp_path):
     assert not Spool(tmp_path / "spool", min_free_bytes=BIG, max_bytes=BIG).has_room()
 
 
+def test_what_is_left_is_the_less_of_the_disk_and_of_what_the_spool_may_hold(spool, monkeypatch):
+    disk = namedtuple("disk", "f_bavail f_bfree f_frsize")(f_bavail=10, f_bfree=10, f_frsize=4096)
+    monkeypatch.setattr(os, "statvfs", lambda _: disk)
+    recorded(spool, bytes(1000))
+    assert Spool(spool.root, 960, max_bytes=BIG).left() == 40_000
+    assert Spool(spool.root, 960, max_bytes=30_000).left() == 29_000
+    assert Spool(spool.root, 50_000, max_bytes=BIG).left() == -9_040
+
+
 def test_what_the_file_system_keeps_for_root_is_not_room(spool, monkeypatch):
     disk = namedtuple("disk", "f_bavail f_bfree f_frsize")(f_bavail=10, f_bfree=1_000_000, f_frsize=4096)
     monkeypatch.setattr(os, "statvfs", lambda _: disk)

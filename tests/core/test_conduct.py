@@ -480,6 +480,19 @@ def test_without_room_in_the_spool_nothing_is_authorised(stage):
     assert unrecorded("spool_full") == before + 1
 
 
+def test_the_last_room_in_the_spool_is_for_evidence(stage):
+    stage.node.room_for_consent = False
+    stage.begin().agrees()
+    stage.over()
+    assert "authorise" not in [entry[0] for entry in stage.journal]
+
+
+def test_the_last_room_in_the_spool_is_taken_by_evidence(stage):
+    stage.node.room_for_consent = False
+    stage.begin(SALES).notice_heard()
+    stage.reach(State.STARTING)
+
+
 def test_what_could_not_be_withdrawn_is_not_begun_d1(stage):
     stage.control.connected = False
     before = unrecorded("control_link_down")

@@ -63,6 +63,7 @@ def test_the_example_operator():
     assert config.operator.zone.key == "Europe/Ljubljana"
     assert len(config.policy.lines) == 7
     assert config.spool.min_free == 2 << 30
+    assert config.spool.consent_reserve == 1 << 30
     assert config.storage.single_put_limit == 64 << 20
     assert config.listen.decision_timeout == 0.25
     assert config.listen.address == ("127.0.0.1", 8084)

@@ -257,6 +257,23 @@ def test_a_full_spool_stops_new_recordings_before_it_stops_the_node(node):
     asserted_stored(node, SALE, running)  # what had begun goes on
 
 
+def test_what_room_is_left_is_kept_for_evidence(node):
+    """B1, B2: the line that records by consent gives up first; the sales line still must be recorded."""
+    big = node.installation.spool / "rec" / f"{uuid.uuid4()}.wav"
+    with ExitStack() as ends:
+        with big.open("wb") as file:
+            os.truncate(file.fileno(), 20 * 2**30 - 2**25)  # sparse; half of [spool] consent_reserve below max_size
+        ends.callback(big.unlink)
+        wait_until(lambda: "listen: spool" in node.installation.missing(), 10, "/readyz to say so")
+        call, sale = node.place(replace(CONSENT.script, talk=2)), node.place(replace(SALE.script, talk=2))
+        assert ("bridged" in facts(call), "recording" in facts(call)) == (True, False)
+        assert {"bridged", "recorded"} <= set(facts(sale))
+    node.settled(call)
+    assert node.kinds(call)[-1] == "released_unrecorded"
+    node.ready()
+    asserted_stored(node, SALE, sale)
+
+
 # The event socket
 
 
