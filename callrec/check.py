@@ -19,7 +19,7 @@ from nacl.public import PrivateKey
 from callrec.call import spoken
 from callrec.call.policy import e164
 from callrec.config import Config, parse
-from callrec.credentials import ROLES
+from callrec.credentials import LEDGER_KEY, ROLES
 from callrec.errors import ConfigError
 from callrec.sound import inspect
 from callrec.strict_toml import quoted
@@ -45,6 +45,7 @@ class Finding:
 
 # The private half of this key is 32 times the byte 1: callrec.example.toml holds it so that it can be tried.
 _EXAMPLE_KEY = bytes(PrivateKey(b"\x01" * 32).public_key)
+_EXAMPLE_VERIFIER = "AYE5dw6ofRdfVqNUZsNMfszLjYqRtO43ol32D1uPybOU"  # likewise, of 32 times the byte 2
 _DEFAULT_PASSWORD = "ClueCon"  # noqa: S105 - the one that FreeSWITCH ships and everybody knows
 _NETWORK_FILE_SYSTEMS = ("nfs", "cifs", "smb", "fuse.sshfs", "fuse.s3fs", "fuse.glusterfs", "ceph", "9p")
 _RATES = ("8000", "16000", "32000", "48000")
@@ -55,7 +56,7 @@ def check(path: str | Path, env: Mapping[str, str] | None = None) -> list[Findin
     config, faults = parse(path, os.environ if env is None else env)
     found = [Finding(Severity.ERROR, fault.where, fault.what, fault.why, fault.how) for fault in faults]
     if config:
-        for part in (_prompts, _spool, _lines, _lawful, _network, _storage, _secrets):
+        for part in (_prompts, _spool, _lines, _lawful, _network, _storage, _secrets, _ledger):
             found.extend(part(config))
     return sorted(found, key=lambda finding: finding.severity)  # "error" sorts first, the rest keeps its order
 
@@ -247,3 +248,26 @@ def _secrets(config: Config) -> Iterator[Finding]:
     if config.public_key == _EXAMPLE_KEY:
         why = "Everybody has the private half of it and could open what is recorded"
         yield _warning("encryption.public_key", "is the example's", why, "Make a pair of your own: callrec keys")
+
+
+def _ledger(config: Config) -> Iterator[Finding]:
+    signing, secrets, storage = config.ledger, config.secrets, config.storage
+    unsigned = "The ledger isn't signed, and an inspector would have to believe it"
+    for name, what, how in signing.faults(secrets):
+        yield _error(name, f"can't be used: {what}", unsigned, how)
+    if secrets.given("CALLREC_POSTGRES_PASSWORD_SWEEP") and not secrets.given(LEDGER_KEY):
+        yield _error(LEDGER_KEY, "is not given here, where sweep runs", unsigned, "Make one with callrec keys")
+    if any(str(verifier).endswith(_EXAMPLE_VERIFIER) for verifier in signing.verifiers):
+        why = "Everybody has the private half of it and could sign another ledger"
+        yield _warning("ledger.verifiers", "holds the example's", why, "Make a pair of your own: callrec keys")
+    if signing.tsa_roots and not os.access(signing.tsa_roots, os.R_OK):
+        why = "No time stamp would be believed"
+        yield _error("ledger.tsa_roots", f"is {signing.tsa_roots}, which can't be read", why, "Correct path or rights")
+    if storage.checkpoints is None:
+        why = "A database that is put back as a whole to an earlier state goes unnoticed"
+        yield _warning("storage.checkpoints", "is not set", why, "Name a bucket of its own for them")
+    own = storage.principals.get("checkpoint") not in {None, storage.principals.get("sweep")}
+    if own and secrets.given("CALLREC_S3_ACCESS_KEY_SWEEP") and not secrets.given("CALLREC_S3_ACCESS_KEY_CHECKPOINT"):
+        why = "sweep would put checkpoints with its own credential, which may not"
+        how = "Set CALLREC_S3_ACCESS_KEY_CHECKPOINT and CALLREC_S3_SECRET_KEY_CHECKPOINT where sweep runs"
+        yield _error("storage.principals.checkpoint", "is another than sweep's, but its keys are not given", why, how)

@@ -12,8 +12,8 @@ from uuid import UUID
 
 from callrec import __version__, log, rights_cli, service, storage_cli, tables
 from callrec.check import as_json, check, failed, render
-from callrec.config import Config, load
-from callrec.credentials import generate
+from callrec.config import Config, load, parse
+from callrec.credentials import generate, generate_ledger_key
 from callrec.demo import command as demo_command
 from callrec.errors import CallrecError
 from callrec.prompts import synthesise
@@ -92,7 +92,9 @@ def _roles(commands: Commands) -> None:
         commands, "listen", _listen, "conduct calls", "Needs FreeSWITCH, Postgres and Redis; has no S3 credentials."
     )
     ship = _command(commands, "ship", _ship, "store finished recordings", "Needs the spool, Postgres and S3.")
-    sweep = _command(commands, "sweep", _sweep, "erase, expire, seal", "Needs the spool, Postgres, Redis and S3.")
+    sweep = _command(
+        commands, "sweep", _sweep, "erase, expire, seal, sign the ledger", "Needs the spool, Postgres, Redis and S3."
+    )
     api = _command(commands, "api", _api, "take callbacks", "Needs Postgres; CALLREC_API_TOKENS says who may call.")
     for parser in (run, listen, ship, sweep, api):
         parser.add_argument("--http", metavar="HOST:PORT", help="for /metrics, /healthz, /readyz; `none` for none")
@@ -118,8 +120,9 @@ def _setting_up(commands: Commands) -> None:
     )
     prompts.add_argument("-d", "--directory", type=Path, help="where to write, if not [prompts] directory")
     prompts.add_argument("--force", action="store_true", help="overwrite files that are there")
-    keys = commands.add_parser("keys", help="make new keys", description="Make new keys and say where each belongs.")
-    keys.set_defaults(run=_keys)
+    keys = _command(commands, "keys", _keys, "make new keys", "Says where each belongs; nothing is kept.")
+    keys.add_argument("--origin", help="the ledger's name, which its key bears, if not [ledger] origin")
+    keys.add_argument("--ledger", action="store_true", help="only a key that signs the ledger, to replace another")
 
 
 def _looking(commands: Commands) -> None:
@@ -237,8 +240,10 @@ def _prompts(args: argparse.Namespace) -> None:
     print("\n".join(f"wrote {path}" for path in written) or "all prompts are there")
 
 
-def _keys(_args: argparse.Namespace) -> None:
-    print(generate())
+def _keys(args: argparse.Namespace) -> None:
+    config = None if args.origin else parse(args.config, {})[0]
+    origin = args.origin or (config.ledger.origin if config else "")
+    print(generate_ledger_key(origin) if args.ledger else generate(origin))
 
 
 def _list_calls(args: argparse.Namespace) -> None:

@@ -21,6 +21,8 @@ from callrec.errors import ConfigError
 from callrec.lines import Purposes
 from callrec.lines import read as read_lawful
 from callrec.rights.calendar import WEEKEND, Calendar
+from callrec.signing import Signing
+from callrec.signing import read as read_signing
 from callrec.strict_toml import Address, ConfigErrors, Fault, Faults, Table, nearest, quoted
 from callrec.terms import Terms
 from callrec.terms import read as read_terms
@@ -138,6 +140,7 @@ class Config:
     postgres: Postgres
     redis: Redis
     storage: Storage
+    ledger: Signing
     public_key: bytes  # 32 bytes; recordings' keys are sealed to it
     http: Address  # for those who operate callrec
     callbacks: Address  # for those who tell it things
@@ -188,10 +191,12 @@ def parse(path: str | Path, env: Mapping[str, str], role: str | None = None) -> 
         faults.add(str(path), f"is not TOML: {error}", how="Correct that line")
         return None, faults.found
     root = Table(data, "", faults)
-    config = _config(root, path, Secrets(env))
+    secrets = Secrets(env)
+    config = _config(root, path, secrets)
     root.done()
     if role is not None:
-        for name, what, how in config.secrets.faults(role):
+        lacking = secrets.faults(role)
+        for name, what, how in [*lacking, *(config.ledger.faults(secrets) if role == "sweep" else ())]:
             faults.add(name, what, how=how)
     return config, faults.found
 
@@ -211,6 +216,7 @@ def _config(root: Table, path: Path, secrets: Secrets) -> Config:
         postgres=_postgres(root.table("postgres")),
         redis=_redis(root.table("redis")),
         storage=_storage(root.table("storage")),
+        ledger=read_signing(root.table("ledger")),
         public_key=_public_key(root.table("encryption")),
         http=(http := root.table("http", required=False)).address("address", "127.0.0.1:9470"),
         callbacks=http.address("callbacks", "127.0.0.1:9471"),

@@ -13,19 +13,26 @@ from pathlib import Path
 from nacl.public import PrivateKey
 
 from callrec.errors import ConfigError
+from callrec.ledger.note import Signer
 
+LEDGER_KEY = "CALLREC_LEDGER_KEY"
 _KEY_BYTES = 32
 _REQUIRED = {
     "listen": ("CALLREC_EVENT_SOCKET_PASSWORD", "CALLREC_POSTGRES_PASSWORD_LISTEN", "CALLREC_LOOKUP_KEY"),
     "ship": ("CALLREC_POSTGRES_PASSWORD_SHIP", "CALLREC_S3_ACCESS_KEY_SHIP", "CALLREC_S3_SECRET_KEY_SHIP"),
-    "sweep": ("CALLREC_POSTGRES_PASSWORD_SWEEP", "CALLREC_S3_ACCESS_KEY_SWEEP", "CALLREC_S3_SECRET_KEY_SWEEP"),
+    "sweep": (
+        "CALLREC_POSTGRES_PASSWORD_SWEEP", "CALLREC_S3_ACCESS_KEY_SWEEP", "CALLREC_S3_SECRET_KEY_SWEEP", LEDGER_KEY,
+    ),
     "api": ("CALLREC_POSTGRES_PASSWORD_API", "CALLREC_LOOKUP_KEY"),
     "owner": ("CALLREC_POSTGRES_PASSWORD_OWNER",),
     "admin": ("CALLREC_S3_ACCESS_KEY_ADMIN", "CALLREC_S3_SECRET_KEY_ADMIN"),  # owns the buckets; sets them up
 }  # fmt: skip
 _OPTIONAL = {
     "listen": ("CALLREC_REDIS_PASSWORD",),
-    "sweep": ("CALLREC_REDIS_PASSWORD",),
+    # Without the last two, sweep's own credential writes the checkpoints.
+    "sweep": (
+        "CALLREC_REDIS_PASSWORD", "CALLREC_S3_ACCESS_KEY_CHECKPOINT", "CALLREC_S3_SECRET_KEY_CHECKPOINT",
+    ),
     # Without tokens nobody may call back; without the others nobody may listen.
     "api": (
         "CALLREC_API_TOKENS", "CALLREC_S3_ACCESS_KEY_API", "CALLREC_S3_SECRET_KEY_API", "CALLREC_PRIVATE_KEY",
@@ -69,6 +76,15 @@ class Secrets:
         """Access key and secret key of `ship`, `sweep`, `api` or `admin`."""
         access = self._required(f"CALLREC_S3_ACCESS_KEY_{role.upper()}", role)
         return access, self._required(f"CALLREC_S3_SECRET_KEY_{role.upper()}", role)
+
+    def checkpoint_keys(self) -> tuple[str, str]:
+        """Access key and secret key of who writes checkpoints: sweep where no other is given."""
+        given = any(self.given(f"CALLREC_S3_{half}_KEY_CHECKPOINT") for half in ("ACCESS", "SECRET"))
+        return self.s3_keys("checkpoint" if given else "sweep")
+
+    def ledger_key(self) -> str:
+        """The private keys that sign the ledger, as text, one a line."""
+        return self._required(LEDGER_KEY, "sweep")
 
     def api_tokens(self) -> str:
         """`account:token` pairs of those who may call back; empty where nobody may."""
@@ -138,8 +154,8 @@ def decode_key(text: str) -> bytes:
     return key
 
 
-def generate() -> str:
-    """New keys, each with the place where it belongs; nothing is kept."""
+def generate(origin: str) -> str:
+    """New keys, each with the place where it belongs; nothing is kept. `origin`: the ledger's name, if it has one."""
     private = PrivateKey.generate()
 
     def text(key: bytes) -> str:
@@ -153,5 +169,21 @@ def generate() -> str:
             f"CALLREC_PRIVATE_KEY={text(bytes(private))}",
             "# For `listen` and `api`: finds a caller's own recordings. A new one no longer finds earlier ones:",
             f"CALLREC_LOOKUP_KEY={text(secrets.token_bytes(_KEY_BYTES))}",
+            generate_ledger_key(origin),
+        )
+    )
+
+
+def generate_ledger_key(origin: str) -> str:
+    """A new key that signs the ledger, and where its halves belong. LedgerError if `origin` can't be a key's name."""
+    if not origin:
+        return "# The key that signs the ledger bears its name: callrec keys --ledger --origin ledger.example.com/calls"
+    signer = Signer.generate(origin)
+    return "\n".join(
+        (
+            "# In the configuration, [ledger]; give it to whoever verifies the ledger, by a way that they trust:",
+            f'verifiers = ["{signer.verifier}"]',
+            "# For `sweep` alone: signs the ledger. While another takes over, the old and the new one, one a line:",
+            f"{LEDGER_KEY}={signer.private_text()}",
         )
     )

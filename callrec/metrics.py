@@ -64,6 +64,27 @@ DEADLINES = Counter(
 HOLDS = Gauge("callrec_holds", "Holds that stand", multiprocess_mode="livemax")
 HOLDS_OVERDUE = Gauge("callrec_holds_overdue", "Holds whose review date has come", multiprocess_mode="livemax")
 
+# The ledger's tree
+LEDGER_SIZE = Gauge("callrec_ledger_size", "Entries under the last signed checkpoint", multiprocess_mode="livemax")
+LEDGER_SIGNED = Gauge(
+    "callrec_ledger_signed_timestamp_seconds", "When the ledger was last signed to its end", multiprocess_mode="livemax"
+)
+LEDGER_UNSIGNED = Gauge(
+    "callrec_ledger_unsequenced", "Ledger entries that no signed checkpoint covers yet", multiprocess_mode="livemax"
+)
+LEDGER_OLDEST = Gauge(
+    "callrec_ledger_unsequenced_oldest_seconds", "Age of the oldest of those", multiprocess_mode="livemax"
+)
+LEDGER_REFUSED = Counter(
+    "callrec_ledger_refused", "Times that nothing was signed or anchored because the ledger is not what was signed"
+)
+LEDGER_ANCHOR_SIZE = Gauge(
+    "callrec_ledger_anchor_size", "Entries under the last checkpoint in the object store", multiprocess_mode="livemax"
+)
+LEDGER_ANCHORED = Gauge(
+    "callrec_ledger_anchor_timestamp_seconds", "When that was put there", multiprocess_mode="livemax"
+)
+
 # The process and what it stands on
 RETRIES = Counter("callrec_retries", "Repeated attempts, by what is repeated", ["what"])
 STORE_ERRORS = Counter("callrec_store_errors", "Faults of Postgres and Redis", ["store", "operation"])

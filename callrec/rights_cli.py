@@ -15,6 +15,7 @@ from callrec import service, tables
 from callrec.call.policy import e164
 from callrec.config import Config, load
 from callrec.errors import CallrecError
+from callrec.ledger.restore import Restore
 from callrec.rights.desk import Desk, Intake
 from callrec.rights.disposition import Disposition, Said
 from callrec.rights.erasure import erased_before
@@ -22,9 +23,12 @@ from callrec.rights.holds import Cause, HoldReason
 from callrec.rights.revocation import Channel, GivenBy, Identification, Person, Proof
 from callrec.store.db import Database
 from callrec.store.rights import RightsRecords
+from callrec.store.tree import TreeRecords
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 Command: TypeAlias = Callable[..., argparse.ArgumentParser]
+
+_LONGEST_REASON = 400
 
 
 def add_commands(commands: Commands, command: Command) -> None:
@@ -98,6 +102,15 @@ def _erasures(commands: Commands, command: Command) -> None:
         commands, "replay-erasures", _replay, "after a database was restored: erase again the keys that came back",
         "Run it before anything else is started.",
     )  # fmt: skip
+    accept = command(
+        commands, "accept-restore", _accept_restore,
+        "after a database was restored: have the ledger signed on, without what was lost",
+        "Until then nothing is signed. What was lost, who accepts it and why is an entry; the ledger goes on as its"
+        " next generation, which every inspector sees. Needs what sweep has.",
+    )  # fmt: skip
+    accept.add_argument("--reason", required=True, type=_reason, help="what happened; no name, no number")
+    accept.add_argument("--account", default=None, help="who accepts it: an account's id (you)")
+    accept.add_argument("--confirm", type=int, metavar="COUNT", help="without it nothing is done but counting")
 
 
 def own_account() -> str:
@@ -106,6 +119,12 @@ def own_account() -> str:
         return getpass.getuser()
     except (KeyError, OSError):  # a container's user need not have a name
         return str(os.getuid())
+
+
+def _reason(text: str) -> str:
+    if not 0 < len(text.strip()) <= _LONGEST_REASON or not text.isprintable():
+        raise argparse.ArgumentTypeError(f"it takes 1 to {_LONGEST_REASON} letters on one line")
+    return text.strip()
 
 
 def _time(text: str) -> datetime:
@@ -244,3 +263,28 @@ def _replay(args: argparse.Namespace) -> None:
     with service.database(config, "sweep") as store:
         again = RightsRecords(store, node=config.node).replay_erasures(erased)
     print(f"{len(again)} recordings had come back; their keys are gone again, and the sweeper looks for the rest")
+
+
+def _accept_restore(args: argparse.Namespace) -> int:
+    config = load(args.config, role="sweep")
+    with service.database(config, "sweep") as store:
+        records = TreeRecords(store)
+        anchored = service.anchors(config, records)
+        if anchored is None:
+            raise CallrecError(
+                "No checkpoints are kept in S3", hint="Without [storage.checkpoints] nothing was refused"
+            )
+        signing = config.ledger
+        restore = Restore(
+            records, RightsRecords(store, node=config.node), anchored, signing.lineage, signing.signers(config.secrets)
+        )
+        loss = restore.loss()
+        kept = f"its last checkpoint has {loss.kept.size}" if loss.kept else "it has no checkpoint"
+        print(f"{loss.anchored.size} entries were anchored; the database contradicts that, and {kept}")
+        print(f"{loss.entries} signed entries are lost at least")
+        if args.confirm != loss.entries:
+            print(f"Nothing was done. To sign the ledger on without them: --confirm {loss.entries}")
+            return 0 if args.confirm is None else 1
+        signed = restore.accept(loss, args.reason, args.account or own_account())
+    print(f"signed on as {signing.lineage.name(signed.generation)}, with {signed.size} entries")
+    return 0

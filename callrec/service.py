@@ -21,7 +21,9 @@ from callrec.esl.link import OutboundServer
 from callrec.esl.listener import Listener
 from callrec.esl.registry import Registry
 from callrec.esl.watcher import Watcher
+from callrec.ledger.anchors import Anchors
 from callrec.ledger.caller import conceal, look_up
+from callrec.ledger.sequencer import Sequencer
 from callrec.log import Log
 from callrec.process import Role
 from callrec.recording import lifecycle
@@ -32,7 +34,7 @@ from callrec.recording.upload import Shipper
 from callrec.rights.desk import Desk
 from callrec.rights.erasure import Eraser
 from callrec.rights.reference_code import new_code, show_code
-from callrec.rights.sweeper import Sweeper
+from callrec.rights.sweeper import Chore, Sweeper
 from callrec.rights.vigil import Vigil
 from callrec.sound import Sounds
 from callrec.store import live
@@ -42,6 +44,7 @@ from callrec.store.records import CallRecords
 from callrec.store.rights import RightsRecords
 from callrec.store.scribe import Scribe
 from callrec.store.shipping import ShipRecords
+from callrec.store.tree import TreeRecords
 from callrec.web import health
 from callrec.web.api import Callbacks
 from callrec.web.auth import Accounts
@@ -51,6 +54,8 @@ log = Log(__name__)
 _DRAIN = 20.0  # seconds that calls in their interview have to end before they are released as they are
 _ROOM = 1.0  # seconds between looks at the spool
 _PROOF = 2.0  # seconds between looks at what the last probe found
+_SIGN = 0.4  # seconds between signatures of the ledger, half as much again at most: it is a second behind at the worst
+_MEASURE = 5.0  # seconds between looks at what waits for a signature
 
 ROLES = ("listen", "ship", "sweep", "api")
 
@@ -75,6 +80,36 @@ def objects(config: Config, role: str) -> S3Objects:
         secret_key=secret_key,
         single_put_limit=config.storage.single_put_limit,
     )
+
+
+def anchors(config: Config, records: TreeRecords) -> Anchors | None:
+    """The ledger's anchors, by the credential that writes them; None where none are kept in S3."""
+    kept, signing = config.storage.checkpoints, config.ledger
+    if kept is None:
+        return None
+    access_key, secret_key = config.secrets.checkpoint_keys()
+    bucket = S3Objects(
+        endpoint=config.storage.endpoint,
+        region=config.storage.region,
+        bucket=kept.bucket,
+        access_key=access_key,
+        secret_key=secret_key,
+        connect_seconds=2.0,  # `sweep` signs nothing before its first look there
+        read_seconds=10.0,
+    )
+    stamp = None
+    if signing.tsa_roots:
+        from callrec.ledger.timestamp import Authority  # noqa: PLC0415 # its libraries are large, and few need them
+
+        stamp = Authority(signing.tsa_url, signing.tsa_roots).stamp
+    return Anchors(records, bucket, signing.lineage, kept.years, stamp=stamp)
+
+
+def sequencer(config: Config, records: TreeRecords, anchored: Anchors | None) -> Sequencer:
+    """What signs the ledger; ConfigError without its key."""
+    signing = config.ledger
+    signers = signing.signers(config.secrets)
+    return Sequencer(records, signers, signing.origin, retired=signing.verifiers, anchors=anchored)
 
 
 @contextmanager
@@ -254,8 +289,8 @@ def _measure_spool(directory: Spool, records: ShipRecords) -> None:
 
 
 def sweep(config: Config, http: tuple[str, int] | None) -> None:
-    """Erase, expire, seal, escalate and mind deadlines until asked to end."""
-    store = database(config, "sweep")
+    """Erase, expire, seal, escalate, mind deadlines and sign the ledger until asked to end."""
+    store = database(config, "sweep", size=6)
     directory = spool(config)
     directory.prepare()
     bucket = objects(config, "sweep")
@@ -264,8 +299,18 @@ def sweep(config: Config, http: tuple[str, int] | None) -> None:
     records = RightsRecords(store, node=config.node)
     eraser = Eraser(records, bucket, directory, view, partial(send, store))
     vigil = Vigil(bucket, lifecycle.rules(config.bases.values()), records)
-    sweeper = Sweeper(records, eraser, bucket, config.bases, config.terms.patience, more=vigil.chores)
-    needs = {"storage": lambda: bucket.check().object_lock, "redis": view.alive}
+    tree = TreeRecords(store)
+    anchored = anchors(config, tree)
+    signing = sequencer(config, tree, anchored)
+    more: list[Chore] = [*vigil.chores, (signing.work, _SIGN), (signing.measure, _MEASURE)]
+    if anchored:  # a pause lasts half as long again at most
+        more.append((anchored.anchor, config.ledger.anchor_seconds * 0.6))
+    sweeper = Sweeper(records, eraser, bucket, config.bases, config.terms.patience, more=more)
+    needs = {
+        "storage": lambda: bucket.check().object_lock,
+        "redis": view.alive,
+        "ledger": lambda: signing.sound,  # it is what was signed, and can be signed on
+    }
     role = Role("sweep", _database(store) | needs)
     store.open()
     with suppress(StoreError):  # Postgres is away: the leases end by themselves

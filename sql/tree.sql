@@ -43,3 +43,23 @@ SELECT size, note FROM ledger_checkpoint ORDER BY size DESC LIMIT 1;
 
 -- name: tree_checkpoint
 INSERT INTO ledger_checkpoint (size, note) VALUES (%(size)s, %(note)s) ON CONFLICT DO NOTHING;
+
+-- name: tree_unsigned
+-- What no checkpoint covers, and the age of the oldest: entries behind `after` without a leaf, and the latest leaves.
+WITH waiting AS (
+    SELECT e.noted_at FROM ledger e
+     WHERE e.entry_id > %(after)s AND NOT EXISTS (SELECT FROM ledger_leaf l WHERE l.entry_id = e.entry_id)
+     UNION ALL
+    SELECT e.noted_at FROM ledger_leaf l JOIN ledger e USING (entry_id)
+     WHERE l.leaf_index >= (SELECT COALESCE(max(size), 0) FROM ledger_checkpoint)
+)
+SELECT count(*) AS entries,
+       COALESCE(extract(epoch FROM clock_timestamp() - min(noted_at)), 0)::double precision AS age
+  FROM waiting;
+
+-- name: anchor_last
+SELECT object_key FROM ledger_anchor WHERE bucket = %(bucket)s ORDER BY size DESC LIMIT 1;
+
+-- name: anchor_keep
+INSERT INTO ledger_anchor (size, bucket, object_key, version_id, sha256)
+VALUES (%(size)s, %(bucket)s, %(object_key)s, %(version_id)s, %(sha256)s) ON CONFLICT DO NOTHING;

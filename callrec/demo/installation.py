@@ -28,6 +28,7 @@ from callrec.config import Config, load
 from callrec.demo.process import free_port, running
 from callrec.demo.stack import Stack
 from callrec.errors import CallrecError
+from callrec.ledger.note import Signer
 from callrec.process import die_with_parent
 from callrec.prompts import synthesise
 from callrec.recording import bucket, envelope
@@ -35,6 +36,8 @@ from callrec.recording.objects import S3Objects
 from callrec.store.db import migrate, sql_directory
 
 _ROLES = ("listen", "ship", "sweep", "api")
+_CREDENTIALS = ("ship", "sweep", "api", "checkpoint")  # of S3
+_ORIGIN = "ledger.example.com/calls"
 _READY = 30.0  # seconds for all roles to have what they need
 _STOP = 40.0
 
@@ -87,7 +90,9 @@ class Installation:
         self.http = ("127.0.0.1", free_port())
         self.callbacks = ("127.0.0.1", free_port())
         self.bucket = f"callrec-{secrets.token_hex(4)}"
+        self.checkpoints = f"{self.bucket}-checkpoints"
         self.private_key, self.public_key = envelope.generate_keypair()
+        self.signer = Signer.generate(_ORIGIN)
         self.secrets: dict[str, str] = {"CALLREC_EVENT_SOCKET_PASSWORD": password}
         self._event_socket = event_socket
         self._changes = changes or {}
@@ -197,11 +202,11 @@ class Installation:
             env=self.env, capture_output=True, text=True, timeout=timeout, check=False,
         )  # fmt: skip
 
-    def objects(self) -> S3Objects:
-        """The bucket, as its administrator."""
+    def objects(self, name: str = "") -> S3Objects:
+        """The recordings' bucket, or the one of this name, as its administrator."""
         s3 = self.stack.s3
         return S3Objects(
-            endpoint=s3.endpoint, region=s3.region, bucket=self.bucket, access_key=s3.access_key,
+            endpoint=s3.endpoint, region=s3.region, bucket=name or self.bucket, access_key=s3.access_key,
             secret_key=s3.secret_key,
         )  # fmt: skip
 
@@ -214,7 +219,8 @@ class Installation:
         }
         for role in _ROLES:
             self.secrets[f"CALLREC_POSTGRES_PASSWORD_{role.upper()}"] = secrets.token_hex(16)
-        names = {role: f"{self.bucket}-{role}" for role in ("ship", "sweep", "api")}
+        self.secrets["CALLREC_LEDGER_KEY"] = self.signer.private_text()
+        names = {role: f"{self.bucket}-{role}" for role in _CREDENTIALS}
         users = self.stack.s3_users(*names.values())
         for role, name in names.items():
             self.secrets[f"CALLREC_S3_ACCESS_KEY_{role.upper()}"] = users[name].access_key
@@ -233,6 +239,8 @@ class Installation:
                 "endpoint": self.stack.s3.endpoint, "region": self.stack.s3.region,
                 "allowed_regions": [self.stack.s3.region], "bucket": self.bucket,
             },
+            "storage.checkpoints": {"bucket": self.checkpoints},
+            "ledger": {"origin": _ORIGIN, "verifiers": [str(self.signer.verifier)]},
             "encryption": {"public_key": envelope.encode_key(self.public_key)},
             "http": {
                 "address": f"{self.http[0]}:{self.http[1]}",
@@ -257,11 +265,16 @@ class Installation:
 
     def _make_bucket(self) -> None:
         """As `callrec storage init` does it."""
-        principals = {role: f"arn:aws:iam:::user/{self.bucket}-{role}" for role in ("ship", "sweep", "api")}
-        objects = self.objects()
-        _, differing = bucket.set_up(
-            objects, bucket.recordings(self.bucket, self.config.bases.values(), principals, https=self.stack.s3.secure)
-        )
-        objects.close()
-        if differing:
-            raise CallrecError("The bucket is not as planned", detail=", ".join(each.what for each in differing))
+        principals = {role: f"arn:aws:iam:::user/{self.bucket}-{role}" for role in _CREDENTIALS}
+        config, https = self.config, self.stack.s3.secure
+        kept = config.storage.checkpoints
+        assert kept is not None  # the example has them
+        for plan in (
+            bucket.recordings(self.bucket, config.bases.values(), principals, https=https),
+            bucket.checkpoints(self.checkpoints, kept.years, principals, https=https),
+        ):
+            objects = self.objects(plan.bucket)
+            _, differing = bucket.set_up(objects, plan)
+            objects.close()
+            if differing:
+                raise CallrecError("The bucket is not as planned", detail=", ".join(each.what for each in differing))

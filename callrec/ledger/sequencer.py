@@ -5,17 +5,21 @@ adds theirs behind the last, and signs a checkpoint. Any number of sequencers ma
 that it found, and of two on the same size one fails and begins again. A crash leaves a tree that is whole, at worst
 without a checkpoint of its last size, which the next step signs.
 
-Before it signs, it proves to itself that the tree begins with all that it signed last. If not, somebody has rewritten
-what is stored: it says so, signs nothing, and goes on saying so.
+Before it signs, it proves to itself that the tree begins with all that was signed last, as the database says it, as the
+object store holds it (ledger/anchors.py), and as this process remembers it. If not, somebody has rewritten, cut off or
+restored what is stored: it says so, signs nothing, and goes on saying so.
 """
 
 import time
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
+from callrec import metrics
 from callrec.errors import LedgerError, StatementRefusedError
 from callrec.ledger import note, tree
+from callrec.ledger.checkpoint import Lineage, Signed
 from callrec.ledger.entry import Entry
-from callrec.ledger.note import Checkpoint, Signer, Verifier
+from callrec.ledger.note import Signer, Verifier
 from callrec.ledger.tree import Frontier
 from callrec.log import Log
 from callrec.store.tree import TreeRecords
@@ -26,12 +30,24 @@ BATCH = 1000  # entries: about 30 ms of hashing
 _LATE = 600.0  # seconds: how long a transaction may hold back its entry, and it is still found by the next step
 _SETTLE = 60.0  # seconds between moving forward where a step begins to look
 _WHOLE = 3600.0  # seconds between looks at the whole ledger, for an entry that was held back longer
+_SAY = 60.0  # seconds between saying again why nothing is signed
+
+
+class Anchored(Protocol):
+    """What the object store holds."""
+
+    @property
+    def looked(self) -> bool:
+        """Whether it was asked; what it said is then known, unless it was away."""
+
+    def trusted(self) -> Signed | None:
+        """The last checkpoint there. LedgerError when what is there can't be believed."""
 
 
 class Sequencer:
     """`signers` sign from now on; `retired` are keys that did before, and may have signed the last checkpoint.
 
-    `clock` gives seconds.
+    Without `anchors` a database that was put back to an earlier state as a whole goes unnoticed. `clock`: in seconds.
     """
 
     def __init__(
@@ -41,18 +57,41 @@ class Sequencer:
         origin: str,
         *,
         retired: Sequence[Verifier] = (),
+        anchors: Anchored | None = None,
         batch: int = BATCH,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._records = records
         self._signers = signers
-        self._verifiers = [*(signer.verifier for signer in signers), *retired]
-        self._origin = origin
+        self._lineage = Lineage(origin, (*(signer.verifier for signer in signers), *retired))
+        self._anchors = anchors
         self._batch = batch
         self._clock = clock
         self._frontier = Frontier()
         self._after = 0  # the entry behind which to look: the whole ledger each time would be too dear
         self._whole_at = self._settle_at = clock()
+        self._signed: Signed | None = None  # what this process signed last
+        self._proved: tuple[object, ...] = ()
+        self._said, self._say_at = "", 0.0
+        self.sound = False  # whether the ledger is what was signed; not known at first
+
+    def work(self) -> bool:
+        """A step as a chore of `sweep`: a ledger that is not what was signed is counted and logged, not raised."""
+        try:
+            more = self.step()
+        except LedgerError:
+            self.sound = False
+            metrics.LEDGER_REFUSED.inc()
+            return False
+        self.sound = True
+        return more
+
+    def measure(self) -> bool:
+        """Show how many entries wait for a signature, and for how long; a chore as well."""
+        waiting, age = self._records.unsigned(self._after)
+        metrics.LEDGER_UNSIGNED.set(waiting)
+        metrics.LEDGER_OLDEST.set(age)
+        return False
 
     def step(self) -> bool:
         """Sequence one batch and sign; True when there is more to do.
@@ -61,12 +100,21 @@ class Sequencer:
         away. It may be called again after both.
         """
         try:
-            return self._step()
+            more = self.integrate()
+            if more is not None and self._sign() and not more:
+                metrics.LEDGER_SIGNED.set_to_current_time()
         except LedgerError as error:
-            log.error("ledger_not_signed", size=self._frontier.size, why=str(error))
+            if str(error) != self._said or self._clock() >= self._say_at:
+                self._said, self._say_at = str(error), self._clock() + _SAY
+                log.error("ledger_not_signed", size=self._frontier.size, why=self._said)
             raise
+        return more is not False
 
-    def _step(self) -> bool:
+    def integrate(self) -> bool | None:
+        """The first half of a step: one batch of entries gets its leaves. True when there is more to do.
+
+        None when another was quicker, and nothing is known of the tree. Errors as of `step`.
+        """
         size = self._records.size()
         if self._frontier.size != size:
             self._frontier = Frontier.stored(size, self._records.read)
@@ -78,8 +126,7 @@ class Sequencer:
             self._frontier = Frontier()
             if self._records.size() == size:  # nobody was quicker
                 raise LedgerError("The tree has no room for what follows", detail=f"leaves behind {size} were removed")
-            return True
-        self._sign()
+            return None
         if len(rows) == self._batch:
             self._after, self._settle_at = rows[-1]["entry_id"], now
             return True
@@ -98,16 +145,30 @@ class Sequencer:
             self._frontier = Frontier()  # nobody knows whether it was done
             raise
 
-    def _sign(self) -> None:
+    def _sign(self) -> bool:
+        """Sign the tree as it is; False when that is not yet, or no longer, for this step to do."""
         size, root = self._frontier.size, self._frontier.root()
+        if self._anchors is not None and not self._anchors.looked:
+            return False
         last = self._records.last_checkpoint()
-        if last is not None:
-            signed = note.open_checkpoint(last, self._verifiers, self._origin)
-            if signed.size == size and signed.root == root:
-                return
-            if signed.size > size and self._records.size() >= signed.size:
-                return  # another has sequenced, and signed, more than was here a moment ago
-            proof = tree.consistency_proof(signed.size, size, self._records.read)
-            tree.verify_consistency(signed.size, size, proof, signed.root, root)
-        if size:
-            self._records.checkpoint(size, note.sign_checkpoint(Checkpoint(self._origin, size, root), self._signers))
+        stored = self._lineage.open(last) if last else None
+        anchor = self._anchors.trusted() if self._anchors else None
+        known = [each for each in (stored, anchor, self._signed) if each]
+        generation = max((each.generation for each in known), default=1)
+        # What was signed before a restore that was accepted no longer binds, but for what the database itself holds.
+        earlier = [each for each in known if each is stored or each.generation == generation]
+        for each in earlier:
+            if each.size > size and self._records.size() >= each.size:
+                return False  # another has sequenced, and signed, more than was here a moment ago
+        if self._proved != (facts := (size, root, *earlier)):
+            for each in earlier:
+                proof = tree.consistency_proof(each.size, size, self._records.read)
+                tree.verify_consistency(each.size, size, proof, each.root, root)
+            self._proved = facts
+        here = self._lineage.checkpoint(generation, size, root)
+        if size and (stored is None or (stored.generation, stored.size) != (generation, size)):
+            signed = note.sign_checkpoint(here, self._signers)
+            self._records.checkpoint(size, signed)
+            self._signed = Signed(generation, size, root, signed)
+        metrics.LEDGER_SIZE.set(size)
+        return True

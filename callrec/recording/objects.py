@@ -267,20 +267,21 @@ class S3Objects:
 
     def versions(self, prefix: str) -> list[Version]:
         """Every version and delete marker under the prefix."""
+        return list(self.versions_after(prefix, ""))
+
+    def versions_after(self, prefix: str, key: str) -> Iterator[Version]:
+        """Those under the prefix whose keys come behind `key`: by key, the newest of a key first."""
         with storage_errors("list the versions of an object"):
-            found = self._client.list_objects(
-                bucket_name=self.bucket, prefix=prefix, recursive=True, include_version=True
-            )
-            return [
-                Version(
+            for each in self._client.list_objects(
+                bucket_name=self.bucket, prefix=prefix, recursive=True, include_version=True, start_after=key or None
+            ):
+                yield Version(
                     key=each.object_name or "",
                     version_id=each.version_id or "",
                     is_delete_marker=each.is_delete_marker,
                     size=each.size or 0,
                     last_modified=each.last_modified,
                 )
-                for each in found
-            ]
 
     def _head(self, key: str, version_id: str) -> Object:
         with storage_errors("look at an object"):

@@ -85,3 +85,19 @@ class TreeRecords:
     def checkpoint(self, size: int, note: bytes) -> None:
         """Keep a signed note; one of the same size that is there already stays."""
         self._database.run("tree_checkpoint", {"size": size, "note": note})
+
+    def unsigned(self, after: int) -> tuple[int, float]:
+        """How many entries behind `after` no checkpoint covers, and the age of the oldest in seconds."""
+        row = self._database.one("tree_unsigned", {"after": after})
+        assert row is not None  # an aggregate
+        return int(row["entries"]), float(row["age"])
+
+    def last_anchor(self, bucket: str) -> str | None:
+        """The object key of the latest anchor in this bucket; only the object itself proves anything."""
+        row = self._database.one("anchor_last", {"bucket": bucket})
+        return row["object_key"] if row else None
+
+    def keep_anchor(self, size: int, bucket: str, key: str, version_id: str, sha256: bytes) -> None:
+        """Note where a checkpoint lies in the object store; noted already, it stays as it is."""
+        about = {"size": size, "bucket": bucket, "object_key": key, "version_id": version_id, "sha256": sha256}
+        self._database.run("anchor_keep", about)

@@ -20,12 +20,13 @@ from callrec.check import check
 from callrec.credentials import decode_key
 from callrec.demo.installation import example
 from callrec.errors import AccessDeniedError, EnvelopeError, StoreError
+from callrec.ledger.note import Signer
 from callrec.store import db
 
 COMMANDS = [
     "run", "listen", "ship", "check", "migrate", "prompts", "keys", "calls", "recordings", "ledger", "play", "mask",
     "unmask", "stop", "withdraw", "demo", "sweep", "api", "revoke", "identify", "dispose", "hold", "release", "holds",
-    "erase", "erasures", "adopt", "replay-erasures", "storage", "lifecycle", "worm-probe",
+    "erase", "erasures", "adopt", "replay-erasures", "accept-restore", "storage", "lifecycle", "worm-probe",
 ]  # fmt: skip
 SECRETS = {
     "CALLREC_POSTGRES_PASSWORD_API": "p", "CALLREC_S3_ACCESS_KEY_API": "a", "CALLREC_S3_SECRET_KEY_API": "s",
@@ -187,11 +188,24 @@ def test_the_keys_that_are_made_can_be_used(call):
     status, out, _ = call("keys")
     assert status == 0
     values = dict(re.findall(r'^(\w+) ?= ?"?([^"\n]+)"?$', out, flags=re.MULTILINE))
-    assert set(values) == {"public_key", "CALLREC_PRIVATE_KEY", "CALLREC_LOOKUP_KEY"}
+    assert set(values) == {"public_key", "CALLREC_PRIVATE_KEY", "CALLREC_LOOKUP_KEY", "CALLREC_LEDGER_KEY"}
     private = PrivateKey(decode_key(values["CALLREC_PRIVATE_KEY"]))
     assert bytes(private.public_key) == decode_key(values["public_key"])
     assert len(decode_key(values["CALLREC_LOOKUP_KEY"])) == 32
+    signer = Signer.parse(values["CALLREC_LEDGER_KEY"])
+    assert signer.verifier.name == "ledger.a1.si/callrec", "as the configuration says"
+    assert f'verifiers = ["{signer.verifier}"]' in out
     assert call("keys")[1] != out
+
+
+def test_a_key_that_replaces_the_ledgers_is_made_alone(call):
+    status, out, _ = call("keys", "--ledger", "--origin", "ledger.example.com/other")
+    assert status == 0
+    assert Signer.parse(re.search("CALLREC_LEDGER_KEY=(.*)", out)[1]).verifier.name == "ledger.example.com/other"
+    assert "PRIVATE_KEY" not in out
+    assert "callrec keys --ledger --origin" in call("keys", "-c", "/nowhere")[1], "and without a name it is said how"
+    status, _, err = call("keys", "--ledger", "--origin", "not a name")
+    assert (status, "can't name a key" in err) == (1, True)
 
 
 def test_a_reader_who_goes_away_is_no_fault(tmp_path):

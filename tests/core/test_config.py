@@ -11,6 +11,7 @@ import pytest
 from callrec.config import load, parse
 from callrec.credentials import ROLES, variables
 from callrec.errors import ConfigError
+from callrec.ledger.note import Signer
 from callrec.rights.calendar import Calendar
 from callrec.strict_toml import ConfigErrors
 
@@ -25,6 +26,7 @@ KEY = base64.b64encode(bytes(range(32))).decode()
 SECRETS = {name: f"s3cret-{i}" for i, role in enumerate(ROLES) for name in variables(role)} | {
     "CALLREC_PRIVATE_KEY": KEY,
     "CALLREC_LOOKUP_KEY": KEY,
+    "CALLREC_LEDGER_KEY": Signer("ledger.a1.si/callrec", b"\x02" * 32).private_text(),  # the example's
 }
 
 
