@@ -65,7 +65,7 @@ def read(table: Table) -> Signing:
             )
             continue
         if origin and verifier.name != origin:
-            how = f"Make a key with this name: callrec keys --origin {origin}"
+            how = f"Make one with this name: callrec keys --ledger --origin {origin}"
             table.fault("verifiers", f"holds a key of {quoted(verifier.name)}", "The origin is the key's name", how)
         verifiers.append(verifier)
     if table.has("verifiers") and not verifiers:

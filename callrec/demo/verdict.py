@@ -5,6 +5,7 @@ opened with the private key and listened to.
 """
 
 import io
+import time
 import wave
 from array import array
 from collections.abc import Iterable, Sequence
@@ -13,6 +14,7 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
+import gevent
 import psycopg
 from psycopg.rows import dict_row
 
@@ -20,13 +22,17 @@ from callrec import service
 from callrec.config import Config
 from callrec.demo.installation import Installation
 from callrec.demo.scenarios import Demand, Scenario
-from callrec.errors import CallrecError, StoreError
+from callrec.errors import CallrecError, LedgerError, StoreError
+from callrec.ledger import tree
+from callrec.ledger.entry import Entry
 from callrec.recording import envelope
 from callrec.recording.objects import Version
 from callrec.rights.retention import retain_until
 from callrec.store import live
+from callrec.store.tree import TreeRecords
 
 _OVER = frozenset({"ended", "unrecorded"})
+_SIGNED = 20.0  # seconds until an entry must be signed: far more than it takes
 _BRIEF = 0.1  # seconds by which an accelerated call's lengths may differ
 
 
@@ -55,6 +61,9 @@ class Inspector:
         self._objects = service.objects(self._config, "api")  # the bucket's owner may not read what `ship` put
         self._redis = live.connect(self._config.redis.url)
         self._shown = live.LiveState(self._redis, live_ttl=0, ended_ttl=0)  # it only looks
+        self._store = service.database(self._config, "api", size=1)
+        self._store.open()
+        self._tree = TreeRecords(self._store)
 
     def __enter__(self) -> "Inspector":
         return self
@@ -64,6 +73,7 @@ class Inspector:
 
     def close(self) -> None:
         self._postgres.close()
+        self._store.close()
         self._objects.close()
         self._redis.close()
 
@@ -131,9 +141,8 @@ class Inspector:
         return verdict
 
     def _ledger(self, verdict: Verdict, demand: Demand, call_id: UUID) -> None:
-        kinds = [
-            row["kind"] for row in self.rows("SELECT kind FROM ledger WHERE call_id = %s ORDER BY entry_id", call_id)
-        ]
+        rows = self.rows("SELECT * FROM ledger WHERE call_id = %s ORDER BY entry_id", call_id)
+        kinds = [row["kind"] for row in rows]
         verdict.ledger = f"{len(kinds)} entries"
         rest = iter(kinds)
         missing = [kind for kind in demand.kinds if kind not in rest]  # each looks on where the last was found
@@ -141,6 +150,32 @@ class Inspector:
             verdict.wrong.append(f"ledger lacks {', '.join(missing)} (in order) in {', '.join(kinds)}")
         if there := set(demand.never) & set(kinds):
             verdict.wrong.append(f"ledger has {', '.join(sorted(there))}")
+        try:
+            size = self._signed(rows)
+        except CallrecError as error:
+            verdict.wrong.append(f"ledger is not signed: {error}")
+        else:
+            verdict.ledger += f", proved to be among {size} signed"
+
+    def _signed(self, rows: Sequence[dict[str, Any]]) -> int:
+        """How many entries the checkpoint has that all of these are under. LedgerError when one is not, or not yet."""
+        deadline = time.monotonic() + _SIGNED
+        while True:
+            note = self._tree.last_checkpoint()
+            leaves = [self._tree.leaf(row["entry_id"]) for row in rows]
+            if note and None not in leaves:
+                checkpoint = self._config.ledger.lineage.open(note)
+                if all(leaf and leaf.leaf_index < checkpoint.size for leaf in leaves):
+                    break
+            if time.monotonic() > deadline:
+                raise LedgerError("No checkpoint covers the call's entries")
+            gevent.sleep(0.05)
+        for row, leaf in zip(rows, leaves, strict=True):
+            assert leaf  # seen above
+            proof = tree.inclusion_proof(leaf.leaf_index, checkpoint.size, self._tree.read)
+            entry = Entry.of_row(row).leaf_hash()
+            tree.verify_inclusion(entry, leaf.leaf_index, checkpoint.size, proof, checkpoint.root)
+        return checkpoint.size
 
     def _spool(self, verdict: Verdict, recording_ids: Sequence[UUID]) -> None:
         left = self._spooled(recording_ids)

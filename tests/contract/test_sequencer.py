@@ -5,78 +5,15 @@ import json
 import gevent
 import psycopg
 import pytest
+from fix_ledger import ORIGIN, TABLES, run_out
 from psycopg import errors
 
 from callrec.errors import LedgerError, StoreError
 from callrec.ledger import note, tree
 from callrec.ledger.entry import Entry
 from callrec.ledger.note import Signer
-from callrec.ledger.sequencer import Sequencer
 from callrec.ledger.tree import Frontier
 from callrec.store.rights import RightsRecords
-from callrec.store.tree import TreeRecords
-
-ORIGIN = "ledger.example.com/test"
-COLUMN = {"ledger_leaf": "entry_id", "ledger_node": "level", "ledger_checkpoint": "size"}
-TABLES = tuple(COLUMN)
-
-
-class Ledger:
-    """A ledger, who writes into it, and who sequences it."""
-
-    def __init__(self, stores):
-        self.stores = stores
-        self.appender = RightsRecords(stores.database("sweep"), node="node-1")
-        self.records = TreeRecords(stores.database("sweep"))
-        self.signer = Signer.generate(ORIGIN)
-        self.sequencer = self.another()
-
-    def another(self, *signers, **options):
-        return Sequencer(TreeRecords(self.stores.database("sweep")), signers or [self.signer], ORIGIN, **options)
-
-    def append(self, count, kind="tested"):
-        for number in range(count):
-            self.appender.entry(kind, {"number": number, "seconds": 2.5, "name": "ž"})
-
-    def rows(self):
-        return self.stores.rows("SELECT * FROM ledger ORDER BY entry_id")
-
-    def checkpoint(self):
-        return note.open_checkpoint(self.records.last_checkpoint(), [self.signer.verifier], ORIGIN)
-
-    def verify(self):
-        """Everything from the rows alone: each entry is one leaf, in one tree, whose root is signed."""
-        checkpoint = self.checkpoint()
-        leaves = self.stores.rows("SELECT * FROM ledger_leaf ORDER BY leaf_index")
-        assert [leaf["leaf_index"] for leaf in leaves] == list(range(checkpoint.size)), "gaps"
-        entries = {row["entry_id"]: Entry.of_row(row) for row in self.rows()}
-        assert sorted(leaf["entry_id"] for leaf in leaves) == sorted(entries), "an entry without its leaf"
-        frontier = Frontier()
-        stored = dict(frontier.append(entries[leaf["entry_id"]].leaf_hash() for leaf in leaves))
-        assert frontier.root() == checkpoint.root
-        kept = self.stores.rows("SELECT * FROM ledger_node")
-        assert {(n["level"], n["position"]): n["hash"] for n in kept} == {
-            node: value for node, value in stored.items() if node.level
-        }
-        assert all(leaf["body_sha256"] == entries[leaf["entry_id"]].body_sha256 for leaf in leaves)
-
-    def as_superuser(self, *statements):
-        """What the database's own administrator can do: put the triggers aside."""
-        for table in ("ledger", *TABLES):
-            self.stores.admin.execute(f"ALTER TABLE {table} DISABLE TRIGGER USER")
-        for statement in statements:
-            self.stores.admin.execute(statement)
-
-
-@pytest.fixture
-def ledger(stores):
-    return Ledger(stores)
-
-
-def run_out(sequencer):
-    while sequencer.step():
-        pass
-
 
 # What it does
 
@@ -352,32 +289,72 @@ def test_what_is_taken_can_be_hashed(ledger, body):
     ledger.verify()
 
 
-def test_only_the_sweeper_makes_leaves_and_nobody_changes_them(ledger):
-    ledger.append(4)
-    run_out(ledger.sequencer)
-    for role in ("listen", "ship", "api", "sweep"):
-        user, password = ledger.stores.login(role)
-        with psycopg.connect(ledger.stores.url, user=user, password=password, autocommit=True) as connection:
-            for table in TABLES:
+@pytest.mark.parametrize("role", ["listen", "ship", "api", "sweep"])
+def test_no_role_can_change_what_the_ledger_has_or_become_its_owner(anchored, role):
+    """By trying everything that SQL has for it."""
+    anchored.anchor(4)
+    user, password = anchored.stores.login(role)
+    own = [f"SET ROLE {name}" for name in ("callrec_ledger", "postgres")]
+    own += [
+        "SET SESSION AUTHORIZATION callrec_ledger",
+        f"GRANT callrec_ledger TO {user}",
+        f"ALTER ROLE {user} SUPERUSER",
+    ]
+    own += ["SET session_replication_role = replica", "DROP FUNCTION ledger_only_grows CASCADE"]
+    own += ["CREATE OR REPLACE FUNCTION ledger_only_grows() RETURNS trigger LANGUAGE sql AS ''"]
+    with psycopg.connect(anchored.stores.url, user=user, password=password, autocommit=True) as connection:
+        columns = {
+            table: anchored.stores.rows(
+                "SELECT column_name AS name FROM information_schema.columns WHERE table_name = %s", table
+            )
+            for table in ("ledger", *TABLES)
+        }
+        on_each = [
+            *(f"UPDATE {table} SET {row['name']} = DEFAULT" for table in columns for row in columns[table]),
+            *(
+                statement.format(table)
+                for table in columns
                 for statement in (
-                    f"DELETE FROM {table}",
-                    f"TRUNCATE {table}",
-                    f"DROP TABLE {table}",
-                    f"ALTER TABLE {table} DISABLE TRIGGER ALL",
-                    f"UPDATE {table} SET {COLUMN[table]} = 99",
-                ):
-                    with pytest.raises(errors.InsufficientPrivilege, match=r"permission denied|must be owner"):
-                        connection.execute(statement)
-            if role != "sweep":
+                    "DELETE FROM {}", "TRUNCATE {}", "TRUNCATE {} CASCADE", "DROP TABLE {}",
+                    "DROP TRIGGER ledger_only_grows ON {}", "DROP TRIGGER ledger_is_not_truncated ON {}",
+                    "ALTER TABLE {} DISABLE TRIGGER ALL", "ALTER TABLE {} DISABLE TRIGGER ledger_only_grows",
+                    "ALTER TABLE {} OWNER TO CURRENT_USER", "ALTER TABLE {} ADD COLUMN more text",
+                    "CREATE RULE r AS ON INSERT TO {} DO INSTEAD NOTHING", "GRANT UPDATE ON {} TO CURRENT_USER",
+                    "SELECT * FROM {} FOR UPDATE",
+                )
+            ),
+        ]  # fmt: skip
+        for statement in own + on_each:
+            with pytest.raises((errors.InsufficientPrivilege, errors.InvalidGrantOperation)):
+                connection.execute(statement)
+        if role != "sweep":
+            for statement in (
+                "INSERT INTO ledger_leaf VALUES (1000, 1000, sha256(''), sha256(''))",
+                "INSERT INTO ledger_node VALUES (1, 1000, sha256(''))",
+                "INSERT INTO ledger_checkpoint (size, note) VALUES (1000, '')",
+                "INSERT INTO ledger_anchor (size, bucket, object_key, version_id, sha256)"
+                " VALUES (9, 'b', 'k', 'v', sha256(''))",
+            ):
                 with pytest.raises(errors.InsufficientPrivilege):
-                    connection.execute("INSERT INTO ledger_node VALUES (1, 1000, sha256(''))")
-            if role in {"listen", "ship"}:
+                    connection.execute(statement)
+        if role in {"listen", "ship"}:
+            for table in TABLES:
                 with pytest.raises(errors.InsufficientPrivilege):
-                    connection.execute("SELECT * FROM ledger_leaf")
+                    connection.execute(f"SELECT * FROM {table}")
+        with pytest.raises(errors.InsufficientPrivilege):  # when it was noted is Postgres' own to say
+            connection.execute(
+                "INSERT INTO ledger (kind, body, node, at, noted_at) VALUES ('k', '{}', 'n', now(), now())"
+            )
+    anchored.verify()
+
+
+def test_not_even_a_superuser_changes_it_in_passing(anchored):
+    """He has to put the triggers away first, which is on purpose."""
+    anchored.anchor(4)
     for silenced in ("origin", "replica"):
-        ledger.stores.admin.execute(f"SET session_replication_role = {silenced}")
-        for table in TABLES:
+        anchored.stores.admin.execute(f"SET session_replication_role = {silenced}")
+        for table in ("ledger", *TABLES):
             for statement in (f"DELETE FROM {table}", f"TRUNCATE {table}"):
                 with pytest.raises(errors.InsufficientPrivilege, match="the ledger only grows"):
-                    ledger.stores.admin.execute(statement)
-    ledger.verify()
+                    anchored.stores.admin.execute(statement)
+    anchored.verify()

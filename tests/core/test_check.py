@@ -12,6 +12,7 @@ from nacl.public import PrivateKey
 from callrec.call import spoken
 from callrec.call.policy import Retention
 from callrec.check import Severity, as_json, check, failed, render
+from callrec.ledger.note import Signer
 
 EXAMPLE = Path(__file__).parents[2] / "callrec.example.toml"
 FILES = ("notice-a.wav", "notice-b.wav", "ask-b.wav")
@@ -215,6 +216,29 @@ def test_findings_read_well_for_people_and_scripts(place):
     assert "1 error, " in shown.splitlines()[-1]
     assert json.loads(as_json(findings))[0]["severity"] == "error"
     assert set(json.loads(as_json(findings))[0]) == {"severity", "where", "what", "why", "how"}
+
+
+def test_a_ledger_that_nobody_signs_is_an_error(place):
+    """Where sweep runs; elsewhere it is only said that its secrets are not here."""
+    here = {"CALLREC_POSTGRES_PASSWORD_SWEEP": "p"}
+    (error,) = errors(place, here)
+    assert error.startswith("CALLREC_LEDGER_KEY: is not given here, where sweep runs. The ledger isn't signed")
+    key = Signer("ledger.a1.si/callrec", b"\x02" * 32).private_text()
+    assert errors(place, here | {"CALLREC_LEDGER_KEY": key}) == []
+    other = Signer.generate("ledger.a1.si/callrec").private_text()
+    assert any("nobody would know it" in error for error in errors(place, {"CALLREC_LEDGER_KEY": other}))
+
+
+def test_what_weakens_the_ledgers_proof_is_said(place):
+    assert any("ledger.verifiers: holds the example's" in warning for warning in warnings(place))
+    change(place, "# tsa_url", "tsa_url")
+    change(place, "# tsa_roots", "tsa_roots")
+    assert any("ledger.tsa_roots" in error and "can't be read" in error for error in errors(place))
+    change(place, '# checkpoint = "…" ', 'checkpoint = "arn:aws:iam::111122223333:role/callrec-checkpoint" ')
+    sweep = {"CALLREC_S3_ACCESS_KEY_SWEEP": "a"}
+    assert any("storage.principals.checkpoint" in error for error in errors(place, sweep))
+    given = sweep | {"CALLREC_S3_ACCESS_KEY_CHECKPOINT": "c"}
+    assert not any("storage.principals.checkpoint" in error for error in errors(place, given))
 
 
 GOOD = "Zaradi dokazov se pogovor snema, posnetek hranimo {}."

@@ -82,6 +82,16 @@ def test_the_example_operator():
 NOTICE_A = "notices.A]"
 EXTRA_DAYS = TEXT[TEXT.index("extra_non_working =") : TEXT.index("[node]")]
 FAULTS = {
+    "no ledger": ("[ledger]", "[ledger2]", ["ledger: is missing", "[ledger]"]),
+    "origin with a space": ('"ledger.a1.si/callrec"', '"our ledger"', ["ledger.origin", '"our ledger"']),
+    "nobody signs": ("verifiers = [", "verifiers = []\n# ", ["ledger.verifiers", "names no public key"]),
+    "a key that is none": ("verifiers = [", 'verifiers = ["x+y+z"]\n# ', ["ledger.verifiers", "no public key", "x+y+z"]),
+    "the key of another ledger": (
+        'origin = "ledger.a1.si/callrec"', 'origin = "ledger.a1.si/other"',
+        ["ledger.verifiers", '"ledger.a1.si/callrec"', "callrec keys --ledger --origin ledger.a1.si/other"],
+    ),
+    "anchors too seldom": ("anchor_seconds = 60", "anchor_seconds = 36000", ["ledger.anchor_seconds", "from 1 to 3600"]),
+    "a time stamp from nobody": ('# tsa_url = "http://tsa', 'tsa_url = "http://tsa', ["ledger.tsa_roots", "proves nothing"]),
     "unknown weekday": ('["saturday", "sunday"]', '["sabbath"]', ["calendar.weekend", '"sabbath"']),
     "day in quotes": ("extra_working = []", 'extra_working = ["2026-06-13"]', ["calendar.extra_working", "quotes"]),
     "day with a time": (
@@ -271,3 +281,34 @@ def test_secrets_never_show():
     shown = repr(config) + str(config) + repr(config.secrets) + f"{config.secrets}"
     assert not re.search("s3cret", shown)
     assert KEY not in shown
+
+
+def test_a_ledger_key_that_nobody_could_verify_is_refused():
+    """sweep does not start with it; both keys of a rotation are fine."""
+    own = {name: SECRETS[name] for name in variables("sweep")}
+    stranger = Signer.generate("ledger.a1.si/callrec")
+    for text, said in (
+        ("nonsense", "no key"),
+        (stranger.private_text(), "not among [ledger] verifiers"),
+        (f"{own['CALLREC_LEDGER_KEY']}\n{stranger.private_text()}", "not among [ledger] verifiers"),
+    ):
+        (fault,) = faults(EXAMPLE, own | {"CALLREC_LEDGER_KEY": text}, "sweep")
+        assert said in fault
+        assert "PRIVATE" not in fault
+    assert any("CALLREC_LEDGER_KEY" in fault for fault in faults(EXAMPLE, own | {"CALLREC_LEDGER_KEY": ""}, "sweep"))
+
+
+def test_two_keys_sign_while_one_takes_over(tmp_path):
+    new = Signer.generate("ledger.a1.si/callrec")
+    path = changed(tmp_path, "verifiers = [", f'verifiers = ["{new.verifier}", ')
+    config = load(path, SECRETS | {"CALLREC_LEDGER_KEY": f"{SECRETS['CALLREC_LEDGER_KEY']}\n{new.private_text()}\n"})
+    assert [signer.verifier for signer in config.ledger.signers(config.secrets)] == list(config.ledger.verifiers)[::-1]
+
+
+def test_checkpoints_are_put_by_their_own_credential_or_by_sweeps():
+    sweep = {"CALLREC_S3_ACCESS_KEY_SWEEP": "a", "CALLREC_S3_SECRET_KEY_SWEEP": "s"}
+    own = {"CALLREC_S3_ACCESS_KEY_CHECKPOINT": "c", "CALLREC_S3_SECRET_KEY_CHECKPOINT": "k"}
+    assert load(EXAMPLE, sweep).secrets.checkpoint_keys() == ("a", "s")
+    assert load(EXAMPLE, sweep | own).secrets.checkpoint_keys() == ("c", "k")
+    with pytest.raises(ConfigError, match="CALLREC_S3_SECRET_KEY_CHECKPOINT"):
+        load(EXAMPLE, sweep | {"CALLREC_S3_ACCESS_KEY_CHECKPOINT": "c"}).secrets.checkpoint_keys()
