@@ -1,5 +1,6 @@
 """The sequencer on a real Postgres, as `sweep`: every entry once, gap-free, provable, and no rewriting unnoticed."""
 
+import contextlib
 import json
 
 import gevent
@@ -319,11 +320,13 @@ def test_no_role_can_change_what_the_ledger_has_or_become_its_owner(anchored, ro
                     "DROP TRIGGER ledger_only_grows ON {}", "DROP TRIGGER ledger_is_not_truncated ON {}",
                     "ALTER TABLE {} DISABLE TRIGGER ALL", "ALTER TABLE {} DISABLE TRIGGER ledger_only_grows",
                     "ALTER TABLE {} OWNER TO CURRENT_USER", "ALTER TABLE {} ADD COLUMN more text",
-                    "CREATE RULE r AS ON INSERT TO {} DO INSTEAD NOTHING", "GRANT UPDATE ON {} TO CURRENT_USER",
-                    "SELECT * FROM {} FOR UPDATE",
+                    "CREATE RULE r AS ON INSERT TO {} DO INSTEAD NOTHING", "SELECT * FROM {} FOR UPDATE",
                 )
             ),
         ]  # fmt: skip
+        for table in columns:
+            with contextlib.suppress(errors.InsufficientPrivilege):  # without the right to grant it is a mere warning
+                connection.execute(f"GRANT ALL ON {table} TO CURRENT_USER")
         for statement in own + on_each:
             with pytest.raises((errors.InsufficientPrivilege, errors.InvalidGrantOperation)):
                 connection.execute(statement)
