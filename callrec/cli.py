@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TypeAlias
 from uuid import UUID
 
-from callrec import __version__, log, rights_cli, service, storage_cli, tables
+from callrec import __version__, ledger_cli, log, rights_cli, service, storage_cli, tables
 from callrec.check import as_json, check, failed, render
 from callrec.config import Config, load, parse
 from callrec.credentials import generate, generate_ledger_key
@@ -71,6 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     _calls(commands)
     rights_cli.add_commands(commands, _command)
     storage_cli.add_commands(commands, _command)
+    ledger_cli.add_commands(commands, _command)
     return parser
 
 

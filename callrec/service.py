@@ -70,12 +70,13 @@ def spool(config: Config) -> Spool:
     return Spool(config.spool.path, config.spool.min_free, config.spool.max_size)
 
 
-def objects(config: Config, role: str) -> S3Objects:
+def objects(config: Config, role: str, bucket: str = "") -> S3Objects:
+    """The recordings' bucket, or the one of this name, by the credential of a role."""
     access_key, secret_key = config.secrets.s3_keys(role)
     return S3Objects(
         endpoint=config.storage.endpoint,
         region=config.storage.region,
-        bucket=config.storage.bucket,
+        bucket=bucket or config.storage.bucket,
         access_key=access_key,
         secret_key=secret_key,
         single_put_limit=config.storage.single_put_limit,

@@ -68,6 +68,49 @@ def test_the_bytes_are_canonical_json(row):
     assert rfc8785.dumps(json.loads(made)) == made
 
 
+keys = texts | st.sampled_from(["\ue000", "\U00010000", "\ud7ff", "a", "B", ""])  # where UTF-16 sorts otherwise
+awkward = st.sampled_from([1e-4, 9.99e-5, 1e-5, 1e-6, 1e-7, 1e15, 1e16, 1e20, 1e21, -0.0, 1.0, 0.1, 123456789012345678])
+
+
+@given(st.dictionaries(keys, values | awkward | st.dictionaries(keys, awkward), max_size=4), st.booleans())
+@settings(max_examples=500)
+def test_the_quick_way_to_a_body_gives_the_same_bytes(body, escaped):
+    """What verifies a million entries reads bodies as text."""
+    text = json.dumps(body, ensure_ascii=escaped)
+    try:
+        wanted = entry.canonical_body(body)
+    except LedgerError:
+        with pytest.raises(LedgerError, match="canonical form"):
+            entry.canonical_json(text)
+    else:
+        assert entry.canonical_json(text) == wanted
+
+
+@pytest.mark.parametrize(
+    "text", ['{"a": NaN}', '{"a": 1e999}', '{"a": -Infinity}', "[]", "1", "", "{", '{"a": "\\ud800"}']
+)
+def test_the_quick_way_takes_no_more_than_the_other(text):
+    with pytest.raises(LedgerError, match="canonical form"):
+        entry.canonical_json(text)
+
+
+@given(rows)
+@settings(max_examples=200)
+def test_a_leaf_from_a_row_as_text_is_the_same(row):
+    made = Entry.of_row(row)
+    assert made.canonical() == entry.canonical_leaf(
+        at=entry.canonical_time((row["at"] - entry._EPOCH) // timedelta(microseconds=1)),
+        body_sha256=made.body_sha256.hex(),
+        call=row["call_id"] and str(row["call_id"]),
+        entry=row["entry_id"],
+        kind=row["kind"],
+        node=row["node"],
+        noted=entry.canonical_time((row["noted_at"] - entry._EPOCH) // timedelta(microseconds=1)),
+        ordinal=row["ordinal"],
+        recording=row["recording_id"] and str(row["recording_id"]),
+    )
+
+
 @given(rows, rows, st.sampled_from(sorted(ROW)))
 @settings(max_examples=200)
 def test_another_value_anywhere_is_another_leaf(row, other, column):

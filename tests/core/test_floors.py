@@ -38,6 +38,7 @@ FLOORS = {
     "ledger.caller": 0,
     "ledger.checkpoint": 0,
     "ledger.note": 0,
+    "ledger.verdict": 0,
     "ledger.tree": 0,
     "rights.calendar": 0,
     "rights.disposition": 0,
@@ -65,6 +66,8 @@ FLOORS = {
     "store.orders": 1,
     "store.scribe": 1,
     "store.tree": 1,
+    "store.reading": 1,
+    "ledger.archive": 1,
     "store.shipping": 1,
     "store.records": 1,
     "store.rights": 1,
@@ -81,6 +84,7 @@ FLOORS = {
     "ledger.restore": 2,
     "ledger.bundle": 2,
     "ledger.sequencer": 2,
+    "ledger.examination": 2,
     "rights.desk": 2,
     "rights.erasure": 2,
     "rights.sweeper": 2,
@@ -94,6 +98,7 @@ FLOORS = {
     "cli": 4,
     "rights_cli": 4,
     "storage_cli": 4,
+    "ledger_cli": 4,
     "__main__": 5,
 }
 ROOM_FLOORS = {"demo": 3}  # every module of the room

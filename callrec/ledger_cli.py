@@ -1,0 +1,114 @@
+"""The commands that prove something, or look whether it can be proved."""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from typing import TypeAlias
+
+from callrec import service
+from callrec.config import load
+from callrec.errors import CallrecError, LedgerError
+from callrec.ledger.archive import Archive, BucketArchive, DirectoryArchive
+from callrec.ledger.checkpoint import Lineage
+from callrec.ledger.examination import Examination
+from callrec.ledger.note import Verifier
+from callrec.ledger.verdict import Report
+from callrec.store.reading import LedgerReading
+
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+Command: TypeAlias = Callable[..., argparse.ArgumentParser]
+
+_TARDY = 600.0  # seconds after which an entry has to be anchored, unless anchors are rarer by configuration
+_MOST_MINUTES = 525_600
+
+_VERIFY = """\
+Reads the whole ledger, computes the hash of every entry and the tree over them, and compares its root with every
+checkpoint that was anchored in S3. The database is believed nothing, and the bucket nothing but what a key signed that
+is given here or in [ledger] verifiers. Says of each claim whether it holds, and names the first bad entry. Exit status
+1 when one does not hold. A million entries take less than a minute. Needs the credentials of api."""
+
+
+def add_commands(commands: Commands, command: Command) -> None:
+    """Add `verify`. `command(commands, name, run, text, more)` makes one of them."""
+    verify = command(commands, "verify", None, "say whether the ledger is what was signed", _VERIFY)
+    verify.set_defaults(run=partial(_verify, verify))
+    verify.add_argument("--ledger", action="store_true", help="verify the whole ledger in the database")
+    verify.add_argument(
+        "--anchors", type=Path, metavar="DIR", help="a copy of the bucket of checkpoints, instead of the bucket"
+    )
+    verify.add_argument(
+        "--key", action="append", type=_key, metavar="NAME+ID+KEY",
+        help="a public key to believe, instead of the configured ones; may be repeated",
+    )  # fmt: skip
+    verify.add_argument(
+        "--anchored-within", type=_minutes, metavar="MINUTES",
+        help="how soon an entry has to be anchored (10; with --anchors it does not matter unless this is given)",
+    )  # fmt: skip
+    verify.add_argument("--json", action="store_true", help="the verdict as one JSON object")
+
+
+def _key(text: str) -> Verifier:
+    try:
+        return Verifier.parse(text)
+    except LedgerError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _minutes(text: str) -> int:
+    if not text.isdecimal() or not 0 < int(text) <= _MOST_MINUTES:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of minutes from 1 to {_MOST_MINUTES}")
+    return int(text)
+
+
+def _verify(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
+    if not args.ledger:
+        parser.error("say what to verify: --ledger")
+    config = load(args.config)
+    lineage = _lineage(args.key) if args.key else config.ledger.lineage
+    show = _progress if sys.stderr.isatty() else None
+    with ExitStack() as ends:
+        archive: Archive | None = None
+        tardy = 60.0 * args.anchored_within if args.anchored_within else None
+        if args.anchors:
+            archive = DirectoryArchive(args.anchors)
+        elif config.storage.checkpoints:
+            archive = BucketArchive(bucket := service.objects(config, "api", config.storage.checkpoints.bucket))
+            ends.callback(bucket.close)
+            tardy = tardy or max(_TARDY, 2 * config.ledger.anchor_seconds)
+        store = ends.enter_context(service.database(config, "api"))
+        report = Examination(LedgerReading(store), archive, lineage, tardy=tardy, progress=show).run()
+    if show:
+        sys.stderr.write("\r\033[K")
+    if args.json:
+        sys.stdout.write(json.dumps({"ledger": lineage.origin, **report.as_record()}, ensure_ascii=False) + "\n")
+    else:
+        sys.stdout.writelines(f"{line}\n" for line in _lines(report, lineage.origin))
+    return int(not report.holds)
+
+
+def _lineage(keys: Sequence[Verifier]) -> Lineage:
+    names = {key.name for key in keys}
+    if len(names) != 1:
+        raise CallrecError("These are keys of several ledgers", hint="Give those of one: a key bears the ledger's name")
+    return Lineage(names.pop(), tuple(keys))
+
+
+def _progress(done: int, size: int) -> None:
+    sys.stderr.write(f"\r{done:,} of {size:,} entries\033[K")
+    sys.stderr.flush()
+
+
+def _lines(report: Report, origin: str) -> Iterator[str]:
+    yield f"{origin}: {report.entries} entries, {report.anchors} anchors"
+    for claim in report.claims.values():
+        yield f"{'holds' if claim.holds else 'FAILS'}  {claim.says}"
+        yield from (f"       - {against}" for against in claim.against)
+        if (more := claim.faults - len(claim.against)) > 0:
+            yield f"       - and {more} more"
+    if report.bad:
+        yield f"The first bad entry: {report.bad[0]}"
+    yield "The ledger is what was signed." if report.holds else "The ledger is NOT what was signed, or can't be proved."
