@@ -19,7 +19,7 @@ PROGRAMS := $(POSTGRES) $(REDIS) $(CEPH) espeak-ng:espeak-ng
 SOURCES := callrec tests
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: help setup packages demo test test-freeswitch check bench bench-sweep image lock clean
+.PHONY: help setup packages demo test test-freeswitch check bench bench-sweep bench-verify image lock clean
 
 help: ## list what there is
 	@grep -E '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
@@ -59,6 +59,9 @@ bench: setup ## calls per second, latency, CPU and memory beside stock greenswit
 
 bench-sweep: setup ## time and memory of erasing 10,000 expired recordings, and what calls notice of it
 	@$(BIN)/python tests/bench/sweep.py
+
+bench-verify: setup ## time and memory of verifying a ledger of a million entries
+	@$(BIN)/python tests/bench/verifying.py
 
 image: ## build the container image
 	docker build --tag $(IMAGE) .

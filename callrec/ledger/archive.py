@@ -11,8 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from gevent.pool import Pool
-
+from callrec.ahead import in_order
 from callrec.errors import LedgerError
 from callrec.ledger.checkpoint import PREFIX, object_key
 from callrec.ledger.note import MAX_BYTES
@@ -93,7 +92,7 @@ class BucketArchive:
 
     def generation(self, number: int) -> Iterator[Found]:
         prefix = object_key(number, 0).removesuffix("0" * 20)
-        yield from Pool(_AT_ONCE).imap(self._read, self._versions(prefix, number), maxsize=4 * _AT_ONCE)
+        yield from in_order(self._read, self._versions(prefix, number), _AT_ONCE)
 
     def _versions(self, prefix: str, number: int) -> Iterator[Version]:
         same: list[Version] = []  # of one key, the newest first

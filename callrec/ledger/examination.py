@@ -12,18 +12,20 @@ kept and the rest counted.
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
+from functools import partial
 from heapq import merge
 from itertools import chain
-from typing import Any
 
 import gevent
 
+from callrec.ahead import Ahead
 from callrec.errors import LedgerError
 from callrec.ledger.archive import Archive, leaf_list, split
 from callrec.ledger.checkpoint import Lineage, Signed
 from callrec.ledger.tree import Frontier
 from callrec.ledger.verdict import MOST, Bad, Report, Subject, bad_row, how, noted, utc, wrong
+from callrec.store.db import Row
 from callrec.store.reading import LedgerReading
 
 PAGE = 8192  # leaves: a few MB of rows
@@ -56,8 +58,8 @@ class Examination:
         self._size = 0  # leaves that the database says it has
         self._at = 0  # the place that is read next
         self._begin = 0  # the place of the page's first row
-        self._rows: list[dict[str, Any]] = []
-        self._ahead: tuple[int, Any] = (-1, None)  # the greenlet that reads the page that begins there
+        self._rows: list[Row] = []
+        self._ahead: tuple[int, Ahead[list[Row]]] | None = None  # the page that begins there is being read
         self._frontier = Frontier()
         self._full: dict[int, list[bytes]] = {}  # by level, subtrees that are not yet compared with the stored ones
         self._compared = 0  # the place up to which they are
@@ -150,10 +152,10 @@ class Examination:
         """To the page of this place. The one behind it is asked for, and comes while the rows of this are hashed."""
         at, end = self._at, self._at - self._at % PAGE + PAGE
         self._compare_nodes()
-        begun, reading = self._ahead
-        self._begin, self._rows = at, reading.get() if begun == at else self._records.page(at, end)
+        known = self._ahead and self._ahead[0] == at
+        self._begin, self._rows = at, self._ahead[1].result() if self._ahead and known else self._records.page(at, end)
         if end < self._size:
-            self._ahead = end, gevent.spawn(self._records.page, end, end + PAGE)
+            self._ahead = end, Ahead(partial(self._records.page, end, end + PAGE))
             gevent.sleep(0)
         for row in self._rows:
             self.report.entries += 1
@@ -164,7 +166,7 @@ class Examination:
         if self._progress:
             self._progress(min(end, self._size), self._size)
 
-    def _grow(self, rows: list[dict[str, Any]]) -> None:
+    def _grow(self, rows: list[Row]) -> None:
         for place, row in enumerate(rows, self._at):
             if row["leaf_index"] != place:
                 twice = row["leaf_index"] < place
@@ -317,7 +319,7 @@ class Examination:
             since = f"place {covered}, noted {noted(rows[0])}, and what came behind it is not anchored"
             self.report.refute(Subject.ANCHORS, f"{since}: {what}")
 
-    def _older(self, row: Mapping[str, Any], seconds: float) -> bool:
+    def _older(self, row: Row, seconds: float) -> bool:
         return row["noted"] is not None and row["noted"] < (self._clock() - seconds) * _MICROS
 
     def _word(self) -> None:

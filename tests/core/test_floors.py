@@ -12,6 +12,7 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = "callrec"
 MAX_LINES = 400
 FLOORS = {
+    "ahead": 0,
     "errors": 0,
     "log": 0,
     "metrics": 0,
