@@ -285,18 +285,19 @@ class Examination:
         """What came behind the last anchor is as good as the last checkpoint in the database."""
         last, anchor = self._records.last_checkpoint(), self._anchor
         covered = anchor.size if anchor else 0
+        signed: Signed | None = None
         if last is not None:
             try:
                 signed = self._lineage.open(last)
             except LedgerError as error:
                 self.report.refute(Subject.SIGNED, f"the last checkpoint in the database: {error}")
-            else:
-                if anchor and signed[:2] < anchor[:2]:
-                    what = f"the last checkpoint in the database is of {signed.size} entries, an anchor of {covered}"
-                    self.report.refute(Subject.SIGNED, f"{what}: later ones were removed")
-                else:
-                    covered = signed.size
-                    self._compare(signed, Subject.SIGNED)
+        if signed and (anchor is None or signed[:2] >= anchor[:2]):
+            covered = signed.size
+            self._compare(signed, Subject.SIGNED)
+        elif anchor and (signed or last is None):
+            kept = f"the last of {signed.size} entries" if signed else "none"
+            what = f"an anchor has a checkpoint of {covered} entries, the database {kept}: later ones were removed"
+            self.report.refute(Subject.SIGNED, what)
         self._size = self._records.size()
         self._advance(self._size)
         self._compare_nodes()

@@ -321,9 +321,12 @@ def test_leaves_that_nobody_signed_are_found(ledger):
     assert report.bad[0].place == 30
 
 
-def test_checkpoints_that_are_older_than_an_anchor_are_found(ledger):
-    ledger.tamper("DELETE FROM ledger_checkpoint WHERE size > 20")
-    assert "later ones were removed" in ledger.examine().claims[Subject.SIGNED].against[0]
+def test_checkpoints_that_were_removed_are_missed(ledger):
+    for size in (20, 0):
+        ledger.tamper(f"DELETE FROM ledger_checkpoint WHERE size > {size}")
+        report = ledger.examine()
+        assert failed(report) == {Subject.SIGNED}
+        assert "later ones were removed" in report.claims[Subject.SIGNED].against[0]
 
 
 def test_an_entry_that_never_got_its_place_is_found(ledger):
