@@ -262,7 +262,10 @@ def _ledger(args: argparse.Namespace) -> None:
         call = store.one("call_of", {"id": args.call})
         if call is None:
             raise CallrecError("There is no such call", hint="`callrec calls` lists them")
-        tables.show(store.run("ledger_of", {"call_id": call["call_id"]}), tables.LEDGER, as_json=args.json)
+        rows = store.run("ledger_of", {"call_id": call["call_id"]})
+        tables.show(rows, tables.LEDGER, as_json=args.json)
+        if not args.json and any(row["body"] is None for row in rows):
+            print("Bodies that are not shown were kept as long as [evidence] says; their leaves can still be proved.")
 
 
 def _play(args: argparse.Namespace) -> None:

@@ -223,7 +223,7 @@ def _config(root: Table, path: Path, secrets: Secrets) -> Config:
         prompts=Path(prompts),
         policy=lawful.policy,
         workdays=_workdays(root.table("calendar", required=False), operator),
-        terms=read_terms(root.table("dispositions", required=False), root.table("holds", required=False)),
+        terms=read_terms(*(root.table(name, required=False) for name in ("dispositions", "holds", "evidence"))),
         purposes=lawful.purposes,
         bases=lawful.bases,
         notices=lawful.notices,

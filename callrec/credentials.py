@@ -6,6 +6,7 @@ whoever starts a role passes on these alone.
 
 import base64
 import binascii
+import re
 import secrets
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,10 +14,12 @@ from pathlib import Path
 from nacl.public import PrivateKey
 
 from callrec.errors import ConfigError
+from callrec.ledger.caller import LookupKeys
 from callrec.ledger.note import Signer
 
 LEDGER_KEY = "CALLREC_LEDGER_KEY"
 _KEY_BYTES = 32
+_LAST_EPOCH = 32_767  # what a smallint holds
 _REQUIRED = {
     "listen": ("CALLREC_EVENT_SOCKET_PASSWORD", "CALLREC_POSTGRES_PASSWORD_LISTEN", "CALLREC_LOOKUP_KEY"),
     "ship": ("CALLREC_POSTGRES_PASSWORD_SHIP", "CALLREC_S3_ACCESS_KEY_SHIP", "CALLREC_S3_SECRET_KEY_SHIP"),
@@ -38,7 +41,6 @@ _OPTIONAL = {
         "CALLREC_API_TOKENS", "CALLREC_S3_ACCESS_KEY_API", "CALLREC_S3_SECRET_KEY_API", "CALLREC_PRIVATE_KEY",
     ),
 }  # fmt: skip
-_KEYS = frozenset({"CALLREC_PRIVATE_KEY", "CALLREC_LOOKUP_KEY"})
 ROLES = tuple(role for role in _REQUIRED if role != "admin")  # those that have a user in Postgres
 
 
@@ -92,11 +94,27 @@ class Secrets:
 
     def private_key(self) -> bytes:
         """32 bytes: opens what was sealed to the configuration's public key."""
-        return self._key("CALLREC_PRIVATE_KEY", "api")
+        return _checked_key("CALLREC_PRIVATE_KEY", self._required("CALLREC_PRIVATE_KEY", "api"))
 
-    def lookup_key(self) -> bytes:
-        """32 bytes: keys the index in which a caller's own recordings are found."""
-        return self._key("CALLREC_LOOKUP_KEY", "listen")
+    def lookup_keys(self, role: str = "listen") -> LookupKeys:
+        """What keys the index in which a caller's own recordings are found: one key, or `epoch:key` pairs.
+
+        A single key without an epoch is that of epoch 1.
+        """
+        name = "CALLREC_LOOKUP_KEY"
+        keys: dict[int, bytes] = {}
+        pairs = re.split(r"[\s,]+", self._required(name, role))
+        if len(pairs) == 1 and ":" not in pairs[0]:
+            pairs = [f"1:{pairs[0]}"]
+        for pair in pairs:
+            epoch, _, text = pair.partition(":")
+            if not re.fullmatch(r"[1-9]\d{0,4}", epoch, re.ASCII) or int(epoch) > _LAST_EPOCH or int(epoch) in keys:
+                hint = (
+                    f"Write 1:KEY,2:KEY and so on: epochs from 1 to {_LAST_EPOCH}, each once; the highest is the newest"
+                )
+                raise ConfigError(f"{name} is neither one key nor epoch:key pairs", hint=hint)
+            keys[int(epoch)] = _checked_key(name, text)
+        return LookupKeys(keys)
 
     def given(self, name: str) -> bool:
         """Whether a variable, or its _FILE, is set to something."""
@@ -107,8 +125,8 @@ class Secrets:
         wrong = []
         for name in _REQUIRED[role]:
             try:
-                if name in _KEYS:
-                    self._key(name, role)
+                if name == "CALLREC_LOOKUP_KEY":
+                    self.lookup_keys(role)
                 else:
                     self._required(name, role)
             except ConfigError as error:
@@ -134,13 +152,13 @@ class Secrets:
             raise ConfigError(f"{name} is not given, and the role {role} needs it", hint=hint)
         return value
 
-    def _key(self, name: str, role: str) -> bytes:
-        value = self._required(name, role)
-        try:
-            return decode_key(value)
-        except ValueError:
-            hint = f"Make one with: head -c {_KEY_BYTES} /dev/urandom | base64"
-            raise ConfigError(f"{name} is not {_KEY_BYTES} bytes in base64", hint=hint) from None
+
+def _checked_key(name: str, text: str) -> bytes:
+    try:
+        return decode_key(text)
+    except ValueError:
+        hint = f"Make one with: head -c {_KEY_BYTES} /dev/urandom | base64"
+        raise ConfigError(f"{name} is not {_KEY_BYTES} bytes in base64", hint=hint) from None
 
 
 def decode_key(text: str) -> bytes:
@@ -167,7 +185,8 @@ def generate(origin: str) -> str:
             f'public_key = "{text(bytes(private.public_key))}"',
             "# For `api` alone, away from the nodes. Without it nobody can listen to any recording, ever again:",
             f"CALLREC_PRIVATE_KEY={text(bytes(private))}",
-            "# For `listen` and `api`: finds a caller's own recordings. A new one no longer finds earlier ones:",
+            "# For `listen` and `api`: finds a caller's own recordings. It is the first of its kind; how another",
+            "# follows it says `callrec lookup-keys`:",
             f"CALLREC_LOOKUP_KEY={text(secrets.token_bytes(_KEY_BYTES))}",
             generate_ledger_key(origin),
         )

@@ -103,7 +103,8 @@ def _refuse_denied(table: Table, key: str, purposes: frozenset[str], denied: fro
         table.fault(key, f"holds {quoted(purpose)}", why, "Remove it here")
 
 
-def _retention(table: Table) -> Retention:
+def read_retention(table: Table) -> Retention:
+    """The table `retention` of a table: years, months or both."""
     period = table.table("retention")
     years = period.integer("years", 0, 0, 30)
     months = period.integer("months", 0, 0, 360)
@@ -137,7 +138,7 @@ def _basis(name: str, table: Table, purposes: Purposes) -> Basis:
         kind=BasisKind(kind or BasisKind.CONSENT),
         citation=table.text("citation"),
         gdpr_article_6=table.text("gdpr_article_6", ""),
-        retention=_retention(table),
+        retention=read_retention(table),
         lock=LockMode(lock or LockMode.GOVERNANCE),
         prefix=table.text("prefix", wanted="lower-case letters, digits and -", pattern=r"[a-z0-9][a-z0-9-]{0,40}"),
         purposes=own | purposes.rights,
@@ -152,7 +153,7 @@ def _basis(name: str, table: Table, purposes: Purposes) -> Basis:
 def _notice(name: str, table: Table, purposes: Purposes, language: str, directory: str) -> Notice:
     told = frozenset(table.texts("purposes", wanted=_CODES, pattern=_CODE))
     _refuse_denied(table, "purposes", told, purposes.denied)
-    retention = _retention(table)
+    retention = read_retention(table)
     prompt = _prompt(table, "text", "prompt", directory)
     published = table.text("text_sha256", wanted="64 hexadecimal digits", pattern=r"[0-9a-f]{64}")
     if prompt.text and published and published != prompt.text_sha256:

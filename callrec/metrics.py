@@ -63,6 +63,7 @@ DEADLINES = Counter(
 )
 HOLDS = Gauge("callrec_holds", "Holds that stand", multiprocess_mode="livemax")
 HOLDS_OVERDUE = Gauge("callrec_holds_overdue", "Holds whose review date has come", multiprocess_mode="livemax")
+PRUNED = Counter("callrec_evidence_pruned", "Calls whose evidence has had its time: only leaves are left of it")
 
 # The ledger's tree
 LEDGER_SIZE = Gauge("callrec_ledger_size", "Entries under the last signed checkpoint", multiprocess_mode="livemax")

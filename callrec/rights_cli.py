@@ -5,7 +5,7 @@ import getpass
 import hashlib
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypeAlias
@@ -36,6 +36,7 @@ def add_commands(commands: Commands, command: Command) -> None:
     _revocations(commands, command)
     _holds(commands, command)
     _erasures(commands, command)
+    _lookup_keys(commands, command)
 
 
 def _revocations(commands: Commands, command: Command) -> None:
@@ -111,6 +112,17 @@ def _erasures(commands: Commands, command: Command) -> None:
     accept.add_argument("--reason", required=True, type=_reason, help="what happened; no name, no number")
     accept.add_argument("--account", default=None, help="who accepts it: an account's id (you)")
     accept.add_argument("--confirm", type=int, metavar="COUNT", help="without it nothing is done but counting")
+
+
+def _lookup_keys(commands: Commands, command: Command) -> None:
+    keys = command(
+        commands, "lookup-keys", _list_lookup_keys, "list the look-up keys: which is needed, which can be destroyed",
+        "Numbers and reference codes are found under CALLREC_LOOKUP_KEY. To replace it write EPOCH:KEY pairs, the old "
+        "key and a new one of the next epoch: 1:OLD,2:NEW. Give them to `api` first, then to `listen`, which writes "
+        "under the newest. When nothing is found under the old key any more, this says so. Exit status 1: a key is "
+        "missing, and callers can't be found.",
+    )  # fmt: skip
+    keys.add_argument("--json", action="store_true", help="one JSON object a line")
 
 
 def own_account() -> str:
@@ -288,3 +300,24 @@ def _accept_restore(args: argparse.Namespace) -> int:
         signed = restore.accept(loss, args.reason, args.account or own_account())
     print(f"signed on as {signing.lineage.name(signed.generation)}, with {signed.size} entries")
     return 0
+
+
+def _list_lookup_keys(args: argparse.Namespace) -> int:
+    config = load(args.config)
+    given = config.secrets.lookup_keys("api").epochs
+    with service.database(config, "api") as store:
+        found = {row["epoch"]: row for row in RightsRecords(store, node=config.node).lookup_epochs()}
+    rows = [
+        {"epoch": epoch, "callers": 0, "codes": 0} | found.get(epoch, {}) | {"state": _key_state(epoch, given, found)}
+        for epoch in sorted({*given, *found})
+    ]
+    tables.show(rows, tables.EPOCHS, as_json=args.json)
+    return int(any(epoch not in given for epoch in found))
+
+
+def _key_state(epoch: int, given: Sequence[int], found: Collection[int]) -> str:
+    if epoch not in given:
+        return "missing: these can't be found"
+    if epoch == given[0]:
+        return "newest: written with from now on"
+    return "needed" if epoch in found else "can be destroyed"

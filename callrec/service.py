@@ -22,7 +22,7 @@ from callrec.esl.listener import Listener
 from callrec.esl.registry import Registry
 from callrec.esl.watcher import Watcher
 from callrec.ledger.anchors import Anchors
-from callrec.ledger.caller import conceal, look_up
+from callrec.ledger.caller import Lookup, LookupKeys, conceal
 from callrec.ledger.sequencer import Sequencer
 from callrec.log import Log
 from callrec.process import Role
@@ -33,6 +33,7 @@ from callrec.recording.spool import Spool
 from callrec.recording.upload import Shipper
 from callrec.rights.desk import Desk
 from callrec.rights.erasure import Eraser
+from callrec.rights.pruning import Pruner
 from callrec.rights.reference_code import new_code, show_code
 from callrec.rights.sweeper import Chore, Sweeper
 from callrec.rights.vigil import Vigil
@@ -137,7 +138,7 @@ def desk(config: Config, store: Database) -> Desk:
         RightsRecords(store, node=config.node),
         config.calendar,
         config.bases,
-        config.secrets.lookup_key(),
+        config.secrets.lookup_keys(),
         partial(send, store),
         longest_hold=config.terms.longest_hold,
     )
@@ -153,6 +154,7 @@ def listen(config: Config, http: tuple[str, int] | None) -> None:
     view = live.LiveState(redis, live_ttl=config.redis.live_ttl_seconds, ended_ttl=config.redis.ended_ttl_seconds)
     watcher = Watcher(*config.event_socket, config.secrets.event_socket_password())
     sounds = Sounds()
+    lookup_keys = config.secrets.lookup_keys()
     node = Node(
         policy=config.policy,
         records=CallRecords(store, scribe, node=config.node, timezone=config.operator.timezone),
@@ -160,8 +162,8 @@ def listen(config: Config, http: tuple[str, int] | None) -> None:
         spool=directory,
         control=watcher,
         prompts=partial(with_sounds, sounds),
-        conceal=partial(conceal, lookup_key=config.secrets.lookup_key(), public_key=config.public_key),
-        refer=partial(refer, config.secrets.lookup_key()),
+        conceal=partial(conceal, lookup_keys=lookup_keys, public_key=config.public_key),
+        refer=partial(refer, lookup_keys),
         name=config.node,
         decision_timeout=config.listen.decision_timeout,
         room=directory.left() > 0,
@@ -239,10 +241,10 @@ def _keep_room_current(node: Node, consent_reserve: int) -> None:
         gevent.sleep(_ROOM)
 
 
-def refer(lookup_key: bytes) -> tuple[str, bytes]:
+def refer(lookup_keys: LookupKeys) -> tuple[str, Lookup]:
     """A new reference code as people read it, and what is kept of it (D11)."""
     code = new_code()
-    return show_code(code), look_up(code, lookup_key)
+    return show_code(code), lookup_keys.newest(code)
 
 
 def _keep_storage_current(node: Node, records: RightsRecords, bucket: str) -> None:
@@ -300,10 +302,11 @@ def sweep(config: Config, http: tuple[str, int] | None) -> None:
     records = RightsRecords(store, node=config.node)
     eraser = Eraser(records, bucket, directory, view, partial(send, store))
     vigil = Vigil(bucket, lifecycle.rules(config.bases.values()), records)
+    pruner = Pruner(records, config.terms.evidence, config.operator.timezone)
     tree = TreeRecords(store)
     anchored = anchors(config, tree)
     signing = sequencer(config, tree, anchored)
-    more: list[Chore] = [*vigil.chores, (signing.work, _SIGN), (signing.measure, _MEASURE)]
+    more: list[Chore] = [*vigil.chores, pruner.chore, (signing.work, _SIGN), (signing.measure, _MEASURE)]
     if anchored:  # a pause lasts half as long again at most
         more.append((anchored.anchor, config.ledger.anchor_seconds * 0.6))
     sweeper = Sweeper(records, eraser, bucket, config.bases, config.terms.patience, more=more)

@@ -14,6 +14,7 @@ CALLS = ("arrived_at", "call_id", "line", "decision", "state", "recording")
 RECORDINGS = ("started_at", "recording_id", "line", "basis", "state", "duration_seconds", "lock_mode", "retain_until")
 LEDGER = ("entry_id", "at", "kind", "body")
 HOLDS = ("hold_id", "recording_id", "reason", "case_reference", "owner", "review_at")
+EPOCHS = ("epoch", "callers", "codes", "state")
 ERASURES = ("requested_at", "recording_id", "cause", "state", "done", "deadline", "erased_at")
 
 

@@ -29,7 +29,7 @@ WITH said AS (
         call_id uuid, node text, channel text, line text, basis text, state text, decision text, arrived_at timestamptz,
         notes jsonb, recording_id uuid, notice text, notice_version text, purposes text[], lock_mode text, prefix text,
         authorised_at timestamptz, retain_until timestamptz, retention_inputs jsonb, reference text,
-        lookup text, salt text, sealed text
+        reference_epoch smallint, lookup text, lookup_epoch smallint, salt text, sealed text
     )
 ), seen AS (
     INSERT INTO call (call_id, node, channel, line, basis, state, decision, arrived_at)
@@ -39,13 +39,14 @@ WITH said AS (
 ), fresh AS (
     SELECT * FROM said JOIN seen USING (call_id)
 ), who AS (
-    INSERT INTO caller (call_id, lookup, salt, sealed)
-    SELECT call_id, decode(lookup, 'hex'), decode(salt, 'hex'), decode(sealed, 'hex') FROM fresh WHERE lookup IS NOT NULL
+    INSERT INTO caller (call_id, lookup, epoch, salt, sealed)
+    SELECT call_id, decode(lookup, 'hex'), lookup_epoch, decode(salt, 'hex'), decode(sealed, 'hex') FROM fresh
+     WHERE lookup IS NOT NULL
 ), basis AS (
     INSERT INTO recording (recording_id, call_id, node, channel, line, basis, notice, notice_version, purposes, lock_mode,
-                           prefix, authorised_at, retain_until, retention_inputs, reference)
+                           prefix, authorised_at, retain_until, retention_inputs, reference, reference_epoch)
     SELECT recording_id, call_id, node, channel, line, basis, notice, notice_version, purposes, lock_mode,
-           prefix, authorised_at, retain_until, retention_inputs, decode(reference, 'hex')
+           prefix, authorised_at, retain_until, retention_inputs, decode(reference, 'hex'), reference_epoch
       FROM fresh
 ), noted AS (
     INSERT INTO ledger (call_id, recording_id, ordinal, kind, body, node, at)

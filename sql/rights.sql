@@ -5,8 +5,8 @@
 SELECT r.recording_id, r.call_id, r.channel, r.node, r.line, r.basis, r.state, r.authorised_at,
        EXISTS (SELECT FROM hold h WHERE h.recording_id = r.recording_id AND h.released_at IS NULL) AS held
   FROM recording r LEFT JOIN caller c USING (call_id)
- WHERE (c.lookup = %(lookup)s OR r.call_id = %(call_id)s OR r.recording_id = %(recording_id)s
-        OR r.reference = %(reference)s)
+ WHERE (c.lookup = ANY (%(lookups)s::bytea[]) OR r.call_id = %(call_id)s OR r.recording_id = %(recording_id)s
+        OR r.reference = ANY (%(references)s::bytea[]))
    AND r.state NOT IN ('discarded', 'empty', 'lost')
  ORDER BY r.authorised_at;
 
@@ -40,7 +40,7 @@ SELECT r.call_id, d.recording_id, 'revocation_decided',
   FROM decided d JOIN recording r USING (recording_id);
 
 -- name: revocation_by_request
-SELECT * FROM revocation WHERE request = %(request)s;
+SELECT * FROM revocation WHERE request = ANY (%(requests)s::bytea[]);
 
 -- name: revocation_of
 SELECT * FROM revocation WHERE revocation_id = %(revocation_id)s;
@@ -396,6 +396,75 @@ WITH known AS (
 INSERT INTO ledger (call_id, recording_id, kind, body, node, at)
 SELECT call_id, recording_id, 'erasure_replayed', '{}', %(node)s, now() FROM again
 RETURNING recording_id;
+
+-- name: prune
+-- Calls whose evidence has had its time, counted from when their recording was gone, and else from their end, by the
+-- period that held on that day: the bodies of their entries go. Only what has its leaf: of an entry that nobody sequenced
+-- nothing would be left.
+WITH period AS (
+    SELECT since, months * interval '1 month' AS lasts
+      FROM unnest(%(since)s::date[], %(months)s::integer[]) AS p (since, months)
+), over AS (
+    SELECT c.call_id
+      FROM call c LEFT JOIN recording r USING (call_id) LEFT JOIN erasure e USING (recording_id)
+           CROSS JOIN LATERAL (
+               SELECT GREATEST(c.arrived_at, c.ended_at, r.stopped_at, e.erased_at) AT TIME ZONE %(timezone)s AS at
+           ) AS gone
+     WHERE c.pruned_at IS NULL
+       AND c.arrived_at <= %(now)s::timestamptz - (SELECT min(lasts) FROM period) + interval '4 days'
+       AND (r.recording_id IS NULL OR r.state IN ('discarded', 'empty', 'lost', 'erased'))
+       AND (e.recording_id IS NULL OR e.state = 'erased')
+       AND NOT EXISTS (SELECT FROM hold h WHERE h.recording_id = r.recording_id AND h.released_at IS NULL)
+       AND (gone.at + (SELECT lasts FROM period WHERE since <= gone.at ORDER BY since DESC LIMIT 1))
+           AT TIME ZONE %(timezone)s <= %(now)s
+       AND NOT EXISTS (SELECT FROM ledger l WHERE l.call_id = c.call_id
+                          AND NOT EXISTS (SELECT FROM ledger_leaf f WHERE f.entry_id = l.entry_id))
+     ORDER BY c.arrived_at LIMIT %(limit)s FOR UPDATE OF c SKIP LOCKED
+), marked AS (
+    UPDATE call SET pruned_at = clock_timestamp() WHERE call_id IN (SELECT call_id FROM over) RETURNING call_id
+), pruned AS (
+    UPDATE ledger SET body = NULL WHERE call_id IN (SELECT call_id FROM over) AND body IS NOT NULL RETURNING entry_id
+), counted AS (
+    SELECT (SELECT count(*) FROM marked) AS calls, (SELECT count(*) FROM pruned) AS entries
+), noted AS (
+    INSERT INTO ledger (kind, body, node, at)
+    SELECT 'evidence_pruned', jsonb_build_object('calls', calls, 'entries', entries), %(node)s, now()
+      FROM counted WHERE calls > 0
+)
+SELECT calls FROM counted;
+
+-- name: prune_revocations
+-- Withdrawals that have had their time, too, and are about no call whose evidence is still there. Their rows go with the
+-- bodies: they say by whom, and for whom.
+WITH period AS (
+    SELECT since, months * interval '1 month' AS lasts
+      FROM unnest(%(since)s::date[], %(months)s::integer[]) AS p (since, months)
+), over AS (
+    SELECT v.revocation_id, l.entry_id
+      FROM revocation v
+           CROSS JOIN LATERAL (SELECT v.received_at AT TIME ZONE %(timezone)s AS at) AS received
+           JOIN ledger l ON l.call_id IS NULL AND l.kind = 'revocation_received'
+                        AND l.body->>'revocation' = v.revocation_id::text
+           JOIN ledger_leaf f USING (entry_id)
+     WHERE (received.at + (SELECT lasts FROM period WHERE since <= received.at ORDER BY since DESC LIMIT 1))
+           AT TIME ZONE %(timezone)s <= %(now)s
+       AND NOT EXISTS (SELECT FROM revocation_recording x JOIN recording r USING (recording_id) JOIN call c USING (call_id)
+                        WHERE x.revocation_id = v.revocation_id AND c.pruned_at IS NULL)
+), unlinked AS (
+    DELETE FROM revocation_recording WHERE revocation_id IN (SELECT revocation_id FROM over)
+), gone AS (
+    DELETE FROM revocation WHERE revocation_id IN (SELECT revocation_id FROM over)
+)
+UPDATE ledger SET body = NULL WHERE entry_id IN (SELECT entry_id FROM over) AND body IS NOT NULL
+RETURNING entry_id;
+
+-- name: lookup_epochs
+-- Under which keys callers and reference codes are found.
+SELECT epoch::integer AS epoch, sum(callers)::bigint AS callers, sum(codes)::bigint AS codes
+  FROM (SELECT epoch, count(*) AS callers, 0 AS codes FROM caller GROUP BY epoch
+         UNION ALL
+        SELECT reference_epoch, 0, count(*) FROM recording WHERE reference IS NOT NULL GROUP BY reference_epoch) AS found
+ GROUP BY epoch ORDER BY epoch;
 
 -- name: storage_probed
 INSERT INTO storage_probe (bucket, at, node, passed, failed)

@@ -15,7 +15,7 @@ from fix_store import ZONE, make_facts, make_line, make_notes
 
 from callrec.call.policy import BasisKind
 from callrec.demo.stack import S3Endpoint
-from callrec.ledger.caller import conceal, look_up
+from callrec.ledger.caller import LookupKeys, conceal
 from callrec.recording import bucket, envelope
 from callrec.recording.facts import object_name
 from callrec.recording.objects import S3Objects
@@ -37,6 +37,7 @@ from callrec.store.shipping import ShipRecords
 NODE = "n"
 NUMBER = "+38631234567"
 LOOKUP_KEY = b"k" * 32
+LOOKUP_KEYS = LookupKeys({1: LOOKUP_KEY})
 PRIVATE, PUBLIC = envelope.generate_keypair()
 PREFIXES = {BasisKind.CONSENT: "consent", BasisKind.NOTICE: "market-transaction"}
 LINES = {
@@ -108,9 +109,9 @@ class House:
     def records(self, role="sweep"):
         return RightsRecords(self.database(role), node=NODE)
 
-    def desk(self, clock=None):
+    def desk(self, clock=None, keys=LOOKUP_KEYS):
         return Desk(
-            self.records("api"), Calendar("SI", ZONE), BASES, LOOKUP_KEY, lambda *order: self.stopped.append(order),
+            self.records("api"), Calendar("SI", ZONE), BASES, keys, lambda *order: self.stopped.append(order),
             longest_hold=timedelta(days=90), clock=clock or (lambda: datetime.now(UTC)),
         )  # fmt: skip
 
@@ -134,11 +135,12 @@ class House:
     # Recordings
 
     def record(
-        self, kind=BasisKind.CONSENT, number=NUMBER, *, reference=None, until="stored", retain_until=None, ended=None
-    ):
+        self, kind=BasisKind.CONSENT, number=NUMBER, *, reference=None, until="stored", retain_until=None, ended=None,
+        keys=LOOKUP_KEYS,
+    ):  # fmt: skip
         """A recording that has come as far as `until`: authorised, recording, finished, stored."""
         facts = make_facts(LINES[kind])
-        caller = conceal(number, LOOKUP_KEY, PUBLIC) if number else None
+        caller = conceal(number, keys, PUBLIC) if number else None
         self._calls.authorise(facts, "granted", make_notes("basis_established"), caller, timeout=5, reference=reference)
         at = datetime.now(UTC)
         with wave.open(str(self.spool.path(facts.recording_id)), "wb") as file:
@@ -220,7 +222,7 @@ def house(stores, s3, role_users, redis_url, tmp_path):
 
 def code_reference(code):
     """What callrec keeps of a reference code."""
-    return look_up(code, LOOKUP_KEY)
+    return LOOKUP_KEYS.newest(code)
 
 
 def new_channel():

@@ -121,7 +121,7 @@ class Postgres(Server):
             "listen_addresses": "127.0.0.1",
             "port": self.port,
             "unix_socket_directories": self._home if fits else "",
-            "max_connections": 200,
+            "max_connections": 250,  # two hundred that append at once, and who looks on
             "shared_buffers": "64MB",
             "timezone": "UTC",
         }

@@ -30,7 +30,7 @@ from callrec.errors import LinkError, SpoolError, StoreError
 from callrec.esl import dialect
 from callrec.esl.link import OutboundLink
 from callrec.esl.wire import Headers
-from callrec.ledger.caller import Concealed
+from callrec.ledger.caller import Concealed, Lookup
 from callrec.log import Log
 from callrec.recording.spool import Spool
 from callrec.store.live import LiveState
@@ -76,7 +76,7 @@ class Node:
     room: bool = True  # in the spool; kept current by the service
     room_for_consent: bool = True  # ends first, so that evidence of transactions is recorded for longer
     storage_ok: bool = True  # no probe has found that the object store breaks its word; kept current by the service
-    refer: Callable[[], tuple[str, bytes]] | None = None  # a new reference code, and what is kept of it (D11)
+    refer: Callable[[], tuple[str, Lookup]] | None = None  # a new reference code, and what is kept of it (D11)
     timing: Timing = field(default_factory=Timing)
 
 

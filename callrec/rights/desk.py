@@ -4,7 +4,6 @@ Each takes effect at once: a recording that runs is stopped, listening is blocke
 the rest. What may be said, and what follows from it, is decided in the pure modules beside this one.
 """
 
-import hmac
 import json
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
@@ -14,7 +13,7 @@ from uuid import UUID, uuid4
 
 from callrec.call.policy import Basis, BasisKind
 from callrec.errors import ConflictError, RightsError, UnknownError
-from callrec.ledger.caller import look_up
+from callrec.ledger.caller import LookupKeys
 from callrec.rights import disposition, holds, revocation
 from callrec.rights.calendar import Calendar
 from callrec.rights.disposition import Disposition, Said
@@ -56,14 +55,14 @@ class Answer:
 
 
 class Desk:
-    """`stop(channel, order)` has a running recording stopped; `lookup_key` finds a caller's own recordings."""
+    """`stop(channel, order)` has a running recording stopped; `lookup_keys` find a caller's own recordings."""
 
     def __init__(
         self,
         records: RightsRecords,
         calendar: Calendar,
         bases: Mapping[str, Basis],
-        lookup_key: bytes,
+        lookup_keys: LookupKeys,
         stop: Callable[[str, str], None],
         *,
         longest_hold: timedelta,
@@ -72,7 +71,7 @@ class Desk:
         self._records = records
         self._calendar = calendar
         self._bases = bases
-        self._lookup_key = lookup_key
+        self._lookup_keys = lookup_keys
         self._stop = stop
         self._longest_hold = longest_hold
         self._clock = clock
@@ -96,32 +95,32 @@ class Desk:
             scope=Scope.ONE if only else Scope.ALL,
             recording_id=only,
         )
-        request = self._request(intake, said)
-        if self._records.revocation_by_request(request) is None:
+        requests = self._requests(intake, said)
+        if self._records.revocation_by_request(requests) is None:
             self._records.revoke(
                 uuid4(),
-                request,
+                requests[0],
                 said,
                 revocation.decide(said, [self._recording(row) for row in found]),
                 deadline=self._calendar.deadline(intake.received_at, _WORKING_DAYS),
                 alarm_at=self._calendar.deadline(intake.received_at, _ALARM_DAY).at,
                 evidence_sha256=intake.evidence_sha256,
             )
-        row = self._records.revocation_by_request(request)
+        row = self._records.revocation_by_request(requests)
         assert row is not None  # written above, or before
         said = replace(said, identification=Identification(row["identification"]))  # of a repeat, it may be further
         decisions = revocation.decide(said, [self._recording(each) for each in found])
         self._stop_running(decisions, found)
         return Answer(row["revocation_id"], said.identification, row["deadline"], decisions)
 
-    def _request(self, intake: Intake, said: Revocation) -> bytes:
-        """Equal for the same request sent twice, and telling nothing to who has not the key."""
+    def _requests(self, intake: Intake, said: Revocation) -> list[bytes]:
+        """Equal for the same request sent twice, and telling nothing to who has not the key: one for each key."""
         parts = (
             intake.channel, intake.received_at.astimezone(UTC).isoformat(), intake.number, intake.call_id,
             intake.recording_id, intake.code and parse_code(intake.code), said.identification, intake.by.given_by,
             intake.by.on_behalf_of, (intake.evidence_sha256 or b"").hex(),
         )  # fmt: skip
-        return hmac.digest(self._lookup_key, json.dumps([str(part) for part in parts]).encode(), "sha256")
+        return self._lookup_keys.every(json.dumps([str(part) for part in parts]))
 
     def identify(self, revocation_id: UUID, to: Identification) -> tuple[Decision, ...]:
         """The person is known now, or asked, or was found not to be the caller: decide again (E5)."""
@@ -151,9 +150,9 @@ class Desk:
         if intake.recording_id:
             self._row(intake.recording_id)
         if intake.number:
-            return Wanted(lookup=look_up(intake.number, self._lookup_key))
+            return Wanted(lookups=self._lookup_keys.every(intake.number))
         if intake.code:
-            return Wanted(reference=look_up(parse_code(intake.code), self._lookup_key))
+            return Wanted(references=self._lookup_keys.every(parse_code(intake.code)))
         if intake.call_id or intake.recording_id:
             return Wanted(call_id=intake.call_id, recording_id=intake.recording_id)
         raise RightsError(

@@ -8,7 +8,7 @@ from uuid import UUID
 
 from callrec.call.policy import Line, Policy
 from callrec.errors import StoreError
-from callrec.ledger.caller import Concealed
+from callrec.ledger.caller import Concealed, Lookup
 from callrec.rights.retention import Inputs
 from callrec.store.db import Database
 from callrec.store.group_commit import GroupCommit
@@ -65,7 +65,7 @@ class CallRecords:
         caller: Concealed | None,
         *,
         timeout: float,
-        reference: bytes | None = None,
+        reference: Lookup | None = None,
     ) -> None:
         """Make the basis of this call durable, and every note so far. StoreError: it is not, or nobody knows.
 
@@ -86,11 +86,13 @@ class CallRecords:
             "lock_mode": line.basis.lock.value,
             "prefix": line.basis.prefix,
             "authorised_at": now.isoformat(),
-            "reference": reference.hex() if reference else None,
+            "reference": reference.digest.hex() if reference else None,
+            "reference_epoch": reference.epoch if reference else 1,  # as the column has it where there is no code
             **self._retention(line, now),
         }
         if caller is not None:
-            row |= {"lookup": caller.lookup.hex(), "salt": caller.salt.hex(), "sealed": caller.sealed.hex()}
+            row |= {"lookup": caller.lookup.digest.hex(), "lookup_epoch": caller.lookup.epoch}
+            row |= {"salt": caller.salt.hex(), "sealed": caller.sealed.hex()}
         if not self._authorise.run(row, timeout=timeout):
             raise StoreError("This call has been released, or authorised, before", detail=str(facts.call_id))
 

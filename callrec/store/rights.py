@@ -3,10 +3,11 @@
 import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import date, datetime
 from typing import Any
 from uuid import UUID
 
+from callrec.call.policy import Retention
 from callrec.rights.calendar import Deadline
 from callrec.rights.disposition import Disposition, Said
 from callrec.rights.erasure_steps import Step
@@ -30,10 +31,10 @@ class Claimed:
 class Wanted:
     """What somebody names when consent is withdrawn: any of these."""
 
-    lookup: bytes | None = None  # of the caller's number
+    lookups: Sequence[bytes] = ()  # of the caller's number, one for each epoch
     call_id: UUID | None = None
     recording_id: UUID | None = None
-    reference: bytes | None = None  # keyed hash of a reference code
+    references: Sequence[bytes] = ()  # keyed hashes of a reference code, one for each epoch
 
 
 class RightsRecords:
@@ -49,10 +50,10 @@ class RightsRecords:
         return self._database.run(
             "held_recordings",
             {
-                "lookup": wanted.lookup,
+                "lookups": list(wanted.lookups),
                 "call_id": wanted.call_id,
                 "recording_id": wanted.recording_id,
-                "reference": wanted.reference,
+                "references": list(wanted.references),
             },
         )
 
@@ -98,8 +99,9 @@ class RightsRecords:
             },
         )
 
-    def revocation_by_request(self, request: bytes) -> Row | None:
-        return self._database.one("revocation_by_request", {"request": request})
+    def revocation_by_request(self, requests: Sequence[bytes]) -> Row | None:
+        """By its keyed hash, one for each epoch."""
+        return self._database.one("revocation_by_request", {"requests": list(requests)})
 
     def revocation(self, revocation_id: UUID) -> Row | None:
         return self._database.one("revocation_of", {"revocation_id": revocation_id})
@@ -300,6 +302,28 @@ class RightsRecords:
     def adopt(self, node: str, limit: int = 1000) -> int:
         """Make up to `limit` recordings of `node`, which does not come back, this node's: how many; 0 at the end."""
         return len(self._database.run("adopt", {"lost": node, "node": self._node, "limit": limit}, timeout=30.0))
+
+    # Evidence
+
+    def prune(self, periods: Sequence[tuple[date, Retention]], timezone: str, now: datetime, limit: int) -> int:
+        """Let the bodies of up to `limit` calls go whose evidence has had its time: how many calls, 0 at the end.
+
+        `periods` as callrec.terms has them; `timezone` is that of their days.
+        """
+        months = [12 * period.years + period.months for _, period in periods]
+        about = {"since": [since for since, _ in periods], "months": months, "timezone": timezone, "now": now}
+        row = self._database.one("prune", about | {"limit": limit, "node": self._node}, timeout=30.0)
+        return row["calls"] if row else 0
+
+    def prune_revocations(self, periods: Sequence[tuple[date, Retention]], timezone: str, now: datetime) -> int:
+        """The same for the revocations whose calls' bodies are gone; their rows go, too."""
+        months = [12 * period.years + period.months for _, period in periods]
+        about = {"since": [since for since, _ in periods], "months": months, "timezone": timezone, "now": now}
+        return len(self._database.run("prune_revocations", about, timeout=30.0))
+
+    def lookup_epochs(self) -> list[Row]:
+        """Under which look-up keys something is found: `epoch`, and how many `callers` and `codes`."""
+        return self._database.run("lookup_epochs", timeout=60.0)
 
     def replay_erasures(self, erased: Mapping[UUID, Cause]) -> list[UUID]:
         """Erase again what came back with a backup: what the ledger says was erased, and `erased`. Gives those."""

@@ -12,7 +12,7 @@ from fix_store import make_facts, make_notes
 from psycopg import errors, sql
 
 from callrec.errors import StoreError
-from callrec.ledger.caller import conceal
+from callrec.ledger.caller import LookupKeys, conceal
 from callrec.recording import envelope
 from callrec.store.db import Database, migrate, sql_directory
 from callrec.store.records import CallRecords
@@ -157,7 +157,7 @@ def recorded(stores):
     listen, ship = stores.database("listen"), stores.database("ship")
     facts = make_facts()
     records = CallRecords(listen, Scribe(listen), node="n", timezone="Europe/Ljubljana")
-    concealed = conceal("+38640123456", b"l" * 32, envelope.generate_keypair()[1])
+    concealed = conceal("+38640123456", LookupKeys({1: b"l" * 32}), envelope.generate_keypair()[1])
     records.authorise(facts, "granted", make_notes("notice_played", "basis_established"), concealed, timeout=5)
     over = {"recording_id": str(facts.recording_id), "stopped_at": "now", "samples": 1, "abrupt": False}
     listen.run("finished", {"rows": json.dumps([over])})
@@ -246,11 +246,15 @@ FORBIDDEN = {
         "INSERT INTO caller (call_id, lookup, salt, sealed) SELECT call_id, '', '', '' FROM call",
     ),
     "sweep": (
+        "UPDATE ledger SET pruned_at = now()",
+        "INSERT INTO ledger (kind, body, node, at, pruned_at) VALUES ('k', NULL, 'n', now(), now())",
+        "UPDATE caller SET epoch = 2",
         "UPDATE recording SET retain_until = now()",
         "UPDATE recording SET basis = 'x'",
         "UPDATE call SET node = 'x'",
     ),
     "api": (
+        "UPDATE ledger SET body = NULL",
         "UPDATE recording SET state = 'discarded'",
         "UPDATE recording SET purposes = '{agent_supervision}'",
         "UPDATE call SET state = 'ended'",

@@ -6,7 +6,7 @@ from itertools import cycle
 import falcon
 import pytest
 import schemathesis
-from fix_rights import BASES, LOOKUP_KEY, NODE, NUMBER, PUBLIC, code_reference
+from fix_rights import BASES, LOOKUP_KEYS, NODE, NUMBER, PUBLIC, code_reference
 from fix_store import ZONE, make_facts, make_line, make_notes
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -51,7 +51,7 @@ class Api:
         listen = stores.database("listen")
         self._calls = CallRecords(listen, Scribe(listen), node=NODE, timezone=ZONE)
         self._desk = Desk(
-            RightsRecords(stores.database("api"), node=NODE), Calendar("SI", ZONE), BASES, LOOKUP_KEY, lambda *_: None,
+            RightsRecords(stores.database("api"), node=NODE), Calendar("SI", ZONE), BASES, LOOKUP_KEYS, lambda *_: None,
             longest_hold=timedelta(days=90),
         )  # fmt: skip
         pages = falcon.App()
@@ -73,7 +73,7 @@ class Api:
         kind = BasisKind.NOTICE if case.path.endswith("/disposition") else BasisKind.CONSENT
         facts = make_facts(make_line(kind))
         self._calls.authorise(
-            facts, "granted", make_notes("basis_established"), conceal(NUMBER, LOOKUP_KEY, PUBLIC), timeout=5,
+            facts, "granted", make_notes("basis_established"), conceal(NUMBER, LOOKUP_KEYS, PUBLIC), timeout=5,
             reference=code_reference(parse_code(CODE)),
         )  # fmt: skip
         now = datetime.now(UTC)

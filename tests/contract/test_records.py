@@ -11,7 +11,7 @@ from fix_store import ZONE, make_facts, make_line, make_notes, make_policy
 
 from callrec.call.policy import BasisKind, LockMode
 from callrec.errors import StoreError
-from callrec.ledger.caller import conceal, look_up
+from callrec.ledger.caller import LookupKeys, conceal, look_up
 from callrec.recording import envelope
 from callrec.recording.facts import StoredRecording
 from callrec.rights.retention import Inputs
@@ -19,7 +19,7 @@ from callrec.store.records import CallRecords
 from callrec.store.scribe import Scribe
 from callrec.store.shipping import ShipRecords
 
-LOOKUP = b"l" * 32
+LOOKUP = LookupKeys({1: b"k" * 32, 7: b"l" * 32})
 PRIVATE, PUBLIC = envelope.generate_keypair()
 NUMBER = "+38640123456"
 NOW = datetime.now(UTC)
@@ -98,7 +98,7 @@ def test_a_basis_is_durable_with_all_that_proves_it(office):
         facts.channel, "granted", "authorised", "service",
     )  # fmt: skip
     assert office.stores.kinds(facts.call_id) == ["call_arrived", "basis_established"]
-    assert bytes(caller["lookup"]) == look_up(NUMBER, LOOKUP)
+    assert (bytes(caller["lookup"]), caller["epoch"]) == (look_up(NUMBER, b"l" * 32), 7)
     for table in ("call", "caller", "recording", "ledger"):
         assert NUMBER not in str(office.stores.rows(f"SELECT * FROM {table}"))
 

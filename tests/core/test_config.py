@@ -11,6 +11,7 @@ import pytest
 from callrec.config import load, parse
 from callrec.credentials import ROLES, variables
 from callrec.errors import ConfigError
+from callrec.ledger.caller import Lookup, look_up
 from callrec.ledger.note import Signer
 from callrec.rights.calendar import Calendar
 from callrec.strict_toml import ConfigErrors
@@ -272,8 +273,40 @@ def test_a_secret_may_stand_in_a_file(tmp_path):
 
 def test_a_key_that_is_none_is_refused():
     with pytest.raises(ConfigError, match="CALLREC_LOOKUP_KEY is not 32 bytes in base64"):
-        load(EXAMPLE, {"CALLREC_LOOKUP_KEY": "short"}).secrets.lookup_key()
-    assert load(EXAMPLE, {"CALLREC_LOOKUP_KEY": KEY}).secrets.lookup_key() == bytes(range(32))
+        load(EXAMPLE, {"CALLREC_LOOKUP_KEY": "short"}).secrets.lookup_keys()
+
+
+def lookup_keys(text):
+    return load(EXAMPLE, {"CALLREC_LOOKUP_KEY": text}).secrets.lookup_keys()
+
+
+def test_look_up_keys_have_epochs_and_a_single_one_is_the_first():
+    number, other = "+38640123456", base64.b64encode(b"o" * 32).decode()
+    assert lookup_keys(KEY).newest(number) == Lookup(look_up(number, bytes(range(32))), 1)
+    for text in (f"1:{KEY},2:{other}", f"2:{other} 1:{KEY}", f"2:{other}\n1:{KEY}\n"):
+        keys = lookup_keys(text)
+        assert keys.epochs == (2, 1)
+        assert keys.every(number) == [look_up(number, b"o" * 32), look_up(number, bytes(range(32)))]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"{KEY},{KEY}",
+        f"{KEY},2:{KEY}",
+        f"1:{KEY},1:{KEY}",
+        f"0:{KEY}",
+        f"x:{KEY}",
+        f":{KEY}",
+        f"40000:{KEY}",
+        "1:short",
+    ],
+)
+def test_look_up_keys_that_are_none_are_refused_and_not_shown(text):
+    with pytest.raises(ConfigError, match="CALLREC_LOOKUP_KEY") as refused:
+        lookup_keys(text)
+    assert KEY not in str(refused.value)
+    assert refused.value.hint
 
 
 def test_secrets_never_show():

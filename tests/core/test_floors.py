@@ -88,6 +88,7 @@ FLOORS = {
     "ledger.examination": 2,
     "rights.desk": 2,
     "rights.erasure": 2,
+    "rights.pruning": 2,
     "rights.sweeper": 2,
     "rights.vigil": 2,
     "web.api": 2,

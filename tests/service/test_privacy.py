@@ -17,6 +17,7 @@ from nacl.public import PrivateKey, SealedBox
 
 from callrec.demo.caller import after_prompt, in_conversation, on_arrival, press
 from callrec.demo.scenarios import SCENARIOS
+from callrec.ledger.caller import Lookup
 from callrec.store import live
 
 NUMBER, NAME = "+38641234567", "Janez Novak"
@@ -156,8 +157,8 @@ def test_the_number_opens_with_the_private_key_and_the_commitment_with_the_salt(
     opened = SealedBox(PrivateKey(callrec.installation.private_key)).decrypt(bytes(row["sealed"]))
     assert opened.decode() == NUMBER
     assert hmac.digest(bytes(row["salt"]), NUMBER.encode(), "sha256").hex() == row["commitment"]
-    lookup_key = callrec.installation.config.secrets.lookup_key()
-    assert hmac.digest(lookup_key, NUMBER.encode(), "sha256") == bytes(row["lookup"])
+    lookup_keys = callrec.installation.config.secrets.lookup_keys()
+    assert lookup_keys.newest(NUMBER) == Lookup(bytes(row["lookup"]), row["epoch"])
     others = callrec.inspector.rows("SELECT salt FROM caller WHERE call_id <> %s", row["call_id"])
     assert bytes(row["salt"]) not in [bytes(other["salt"]) for other in others]
 

@@ -1,0 +1,286 @@
+"""What the ledger costs those who append to it, how far behind its checkpoint is, and how long a proof takes.
+
+    make bench-ledger    or    .venv/bin/python tests/bench/ledger.py [--rounds N] [--seconds N] [--leaves N]
+
+pgbench appends from two hundred connections at once, one INSERT a transaction, fsync on: in turn into the ledger, as
+`listen` and with the sequencer at work, and the same rows into a plain table with the same columns and a primary key,
+and nothing else. It is the hardest client: callrec itself appends from a few connections, many notes at a time, and
+spends far more of the processor beside Postgres, so that a difference would show less.
+
+The lag is that of each entry: from when Postgres took it until a checkpoint that covers it was signed. A proof of one
+among a million is what the evidence of an entry takes: its leaf, the hashes beside it, and the test against the root.
+
+It fails, with exit status 1, if a target is missed.
+"""
+
+import argparse
+import math
+import os
+import random
+import secrets
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import psycopg
+from load import busy, cpu
+from rich.console import Console
+from rich.table import Table
+
+from callrec import log
+from callrec.demo.process import program
+from callrec.demo.stack import Stack
+from callrec.ledger import tree
+from callrec.ledger.tree import Frontier
+from callrec.store.db import Database, migrate
+from callrec.store.tree import TreeRecords
+
+_APPENDERS = 200
+_THROUGHPUT = 0.8  # at least, of the plain table's
+_LATENCY = 1.5  # at most, of the plain table's p99
+_LAG = 1.0  # seconds at most
+_PROOF = 0.010  # seconds at most
+_NOISE = 0.2  # cores busy with something else, from which on no figure says much
+_ENTRY = (
+    "INSERT INTO {table} (call_id, recording_id, ordinal, kind, body, node, at)"
+    " VALUES (gen_random_uuid(), NULL, 1, '{kind}', '{body}', 'node-1', now());\n"
+)
+_ENTRIES = {  # as calls make them, and how many of each
+    "notice_played": (
+        2,
+        '{"notice": "B", "version": "2026-01", "from": "2026-11-22T03:07:40.123456+00:00", "to":'
+        ' "2026-11-22T03:07:58.123456+00:00", "complete": true, "text_sha256": "' + "4" * 64 + '", "audio_sha256": "'
+        + "6" * 64 + '"}',
+    ),
+    "key_pressed": (4, '{"key": "1", "meaning": "granted"}'),
+    "basis_established": (
+        1,
+        '{"basis": "consent", "citation": "privolitev", "decision": "granted", "caller_commitment": "' + "c" * 64
+        + '", "recording": "5e2b86a1-55c7-44f8-9d6e-2f7d1cb1b8f6", "purposes":'
+        ' ["service_quality.caller_satisfaction", "service_quality.information_accuracy"]}',
+    ),
+}  # fmt: skip
+_PLAIN = """
+CREATE TABLE plain (
+    entry_id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, call_id uuid, recording_id uuid, ordinal integer,
+    kind text NOT NULL, body jsonb NOT NULL, node text NOT NULL, at timestamptz NOT NULL,
+    noted_at timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+GRANT INSERT ON plain TO callrec_listen;
+"""
+_LAGS = """
+SELECT extract(epoch FROM c.signed_at - e.noted_at)::float
+  FROM ledger e JOIN ledger_leaf l USING (entry_id)
+       CROSS JOIN LATERAL (SELECT signed_at FROM ledger_checkpoint WHERE size > l.leaf_index ORDER BY size LIMIT 1) c
+ ORDER BY 1
+"""
+
+
+@dataclass(slots=True)
+class Side:
+    """One of the two tables. Times in seconds."""
+
+    table: str
+    latencies: list[float] = field(default_factory=list)
+    took: float = 0.0
+
+    @property
+    def rate(self) -> float:
+        return len(self.latencies) / self.took
+
+    @property
+    def p99(self) -> float:
+        return _percentile(sorted(self.latencies), 0.99)
+
+
+def _percentile(values: list[float], share: float) -> float:
+    return values[min(len(values), math.ceil(share * len(values))) - 1] if values else math.nan
+
+
+class Bench:
+    """A Postgres of its own with both tables, and the sequencer, which stands still while the plain table is tried."""
+
+    def __init__(self, root: Path, ends: ExitStack) -> None:
+        self._root = root
+        self._stack = ends.enter_context(Stack(root / "stack", services=["postgres"], env={}))
+        self._url = self._stack.postgres_url
+        at = urlsplit(self._url)
+        migrate(self._url, at.username, at.password)
+        self._admin = ends.enter_context(psycopg.connect(self._url, autocommit=True))
+        self._admin.execute(_PLAIN)
+        self._logins = {role: secrets.token_hex(8) for role in ("listen", "sweep")}
+        for role, password in self._logins.items():
+            self._admin.execute(f"CREATE ROLE bench_{role} LOGIN PASSWORD '{password}' IN ROLE callrec_{role}")
+        for name, (_, body) in _ENTRIES.items():
+            for table in ("plain", "ledger"):
+                (root / f"{table}-{name}.sql").write_text(_ENTRY.format(table=table, kind=name, body=body))
+        login = {"BENCH_POSTGRES": self._url, "BENCH_LOGIN": f"bench_sweep:{self._logins['sweep']}"}
+        self._sequencer = subprocess.Popen(
+            [sys.executable, str(Path(__file__).with_name("sequencing.py"))], stdout=subprocess.PIPE, text=True,
+            env=os.environ | login,
+        )  # fmt: skip
+        ends.callback(self._sequencer.kill)
+        if self._sequencer.stdout.readline() != "ready\n":
+            raise SystemExit("bench: the sequencer did not start")
+        self._sequencer.send_signal(signal.SIGSTOP)
+        self.others = 0.0  # cores that programs which are not the bench's kept busy, at most
+
+    def append(self, side: Side, seconds: float) -> float:
+        """Two hundred appenders for so long. Gives entries a second."""
+        for old in self._root.glob("log.*"):
+            old.unlink()
+        self._admin.execute("CHECKPOINT")  # what the other table wrote is no work of this one's
+        files = [f"--file={self._root}/{side.table}-{name}.sql@{weight}" for name, (weight, _) in _ENTRIES.items()]
+        url = urlsplit(self._url)
+        at = ["-h", url.hostname, "-p", str(url.port), "-U", "bench_listen", url.path[1:]]
+        if side.table == "ledger":
+            self._sequencer.send_signal(signal.SIGCONT)
+        ours = os.getpid(), self._sequencer.pid, *self._stack.pids().values()
+        began, others = time.monotonic(), busy() - cpu(*ours)
+        done = subprocess.run(
+            [str(Path(program("initdb")).resolve().with_name("pgbench")), "--no-vacuum", "--protocol=prepared", "--log",
+             f"--log-prefix={self._root}/log", f"--client={_APPENDERS}", "--jobs=2", f"--time={seconds:g}", *files,
+             *at],
+            env=os.environ | {"PGPASSWORD": self._logins["listen"]}, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        del began, others
+        if done.returncode:
+            raise SystemExit(f"bench: {done.stderr}")
+        if side.table == "ledger":
+            self._drain()
+            self._sequencer.send_signal(signal.SIGSTOP)
+        latencies = [
+            int(line.split()[2]) / 1e6 for path in self._root.glob("log.*") for line in path.read_text().splitlines()
+        ]
+        side.latencies += latencies
+        side.took += seconds
+        return len(latencies) / seconds
+
+    def _drain(self) -> None:
+        deadline = time.monotonic() + 60
+        while self._admin.execute(
+            "SELECT (SELECT max(size) FROM ledger_checkpoint) IS DISTINCT FROM (SELECT count(*) FROM ledger)"
+        ).fetchone()[0]:
+            if time.monotonic() > deadline:
+                raise SystemExit("bench: the sequencer is more than a minute behind")
+            time.sleep(0.1)
+
+    def lags(self) -> list[float]:
+        """Of every entry, in seconds, the shortest first."""
+        return [lag for (lag,) in self._admin.execute(_LAGS)]
+
+    def proofs(self, leaves: int, tries: int = 300) -> list[float]:
+        """Seconds that each of some proofs took, the shortest first, in a tree grown to `leaves`."""
+        self._sequencer.kill()
+        self._admin.execute("ALTER TABLE ledger_leaf DISABLE TRIGGER USER")
+        self._admin.execute("ALTER TABLE ledger_node DISABLE TRIGGER USER")
+        self._admin.execute("TRUNCATE ledger_leaf, ledger_node")
+        frontier, base = Frontier(), os.urandom(28)
+        full = frontier.append(base + number.to_bytes(4, "big") for number in range(leaves))
+        hexed = base.hex() + base[:4].hex()
+        with self._admin.cursor() as cursor:
+            with cursor.copy("COPY ledger_leaf FROM STDIN") as copy:
+                copy.write(
+                    "".join(
+                        f"{at.position}\t{at.position + 1}\t\\\\x{hexed}\t\\\\x{value.hex()}\n"
+                        for at, value in full if not at.level
+                    )
+                )  # fmt: skip
+            with cursor.copy("COPY ledger_node FROM STDIN") as copy:
+                copy.write(
+                    "".join(f"{at.level}\t{at.position}\t\\\\x{value.hex()}\n" for at, value in full if at.level)
+                )
+        self._admin.execute("ANALYZE ledger_leaf, ledger_node")
+        root, took = frontier.root(), []
+        with Database(self._url, "bench_sweep", self._logins["sweep"]) as store:
+            records = TreeRecords(store)
+            for _ in range(tries):
+                entry = random.randint(1, leaves)
+                began = time.monotonic()
+                leaf = records.leaf(entry)
+                proof = tree.inclusion_proof(leaf.leaf_index, leaves, records.read)
+                tree.verify_inclusion(leaf.leaf_hash, leaf.leaf_index, leaves, proof, root)
+                took.append(time.monotonic() - began)
+        return sorted(took)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--rounds", type=int, default=4, help="of each table (4)")
+    parser.add_argument("--seconds", type=float, default=5.0, help="for each round (5)")
+    parser.add_argument("--leaves", type=int, default=1_000_000, help="of the tree in which proofs are made (1000000)")
+    options = parser.parse_args()
+    log.setup("bench", "ERROR")
+    console = Console(stderr=True)
+    begun = time.monotonic()
+
+    def say(text: str) -> None:
+        console.print(f"[dim]{time.monotonic() - begun:6.1f} s[/]  {text}", highlight=False)
+
+    sides = plain, ledger = Side("plain"), Side("ledger")
+    with (
+        tempfile.TemporaryDirectory(prefix="callrec-bench-", ignore_cleanup_errors=True) as name,
+        ExitStack() as running,
+    ):
+        Path(name).chmod(0o755)  # Postgres is another user
+        bench = Bench(Path(name), running)
+        for number in range(options.rounds):
+            for side in sides[:: -1 if number % 2 else 1]:  # a noisy moment, or a warm one, meets both in turn
+                say(f"{side.table:<7} {bench.append(side, options.seconds):8.0f} entries/s")
+        lags = bench.lags()
+        say(f"{len(lags)} entries in the tree; now one of {options.leaves}")
+        proofs = bench.proofs(options.leaves)
+    table, met = _table(plain, ledger, lags, proofs, options.leaves)
+    Console(width=None if sys.stdout.isatty() else 140).print(table)
+    return 0 if met else 1
+
+
+def _table(plain: Side, ledger: Side, lags: list[float], proofs: list[float], leaves: int) -> tuple[Table, bool]:
+    table = Table(title=f"{_APPENDERS} appenders at once on {os.cpu_count()} cores", title_justify="left")
+    for column in ("", "ledger", "plain table", "ratio", "target", ""):
+        table.add_column(column, justify="left" if column in ("", "target") else "right")
+    verdicts = []
+
+    def row(what: str, *shown: str, target: str = "", met: bool | None = None) -> None:
+        verdicts.append(met is not False)
+        table.add_row(what, *shown, target, "" if met is None else "[green]met[/]" if met else "[red]missed[/]")
+
+    def ms(seconds: float) -> str:
+        return f"{seconds * 1000:.1f} ms"
+
+    def both(what: str, a: float, b: float, show: object, **judged: object) -> None:
+        row(what, show(a), show(b), f"{a / b:.2f}", **judged)
+
+    rate, late = ledger.rate / plain.rate, ledger.p99 / plain.p99
+    both(
+        "entries a second",
+        ledger.rate,
+        plain.rate,
+        "{:.0f}".format,
+        target=f"at least {_THROUGHPUT}",
+        met=rate >= _THROUGHPUT,
+    )
+    both("append p50", *(_percentile(sorted(s.latencies), 0.5) for s in (ledger, plain)), ms)
+    both("append p99", ledger.p99, plain.p99, ms, target=f"at most {_LATENCY}", met=late <= _LATENCY)
+    row("checkpoint behind, p99", ms(_percentile(lags, 0.99)), "", "")
+    row("checkpoint behind, most", ms(lags[-1]), "", "", target=f"{ms(_LAG)} at most", met=lags[-1] <= _LAG)
+    row(f"proof of one among {leaves}, p50", ms(_percentile(proofs, 0.5)), "", "")
+    row(
+        "the same, p99",
+        ms(_percentile(proofs, 0.99)),
+        "",
+        "",
+        target=f"under {ms(_PROOF)}",
+        met=_percentile(proofs, 0.99) < _PROOF,
+    )
+    return table, all(verdicts)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
