@@ -27,9 +27,11 @@ from callrec.store.tree import TreeRecords
 log = Log(__name__)
 
 BATCH = 1000  # entries: about 30 ms of hashing
-_LATE = 600.0  # seconds: how long a transaction may hold back its entry, and it is still found by the next step
-_SETTLE = 60.0  # seconds between moving forward where a step begins to look
-_WHOLE = 3600.0  # seconds between looks at the whole ledger, for an entry that was held back longer
+# A step looks behind the entries that are older than so many seconds: a transaction may hold one back as long. What was
+# held back longer is found by looks that go further back, and come less often: all that a look passes has to be tried.
+_NEAR = 2.0
+_LATE, _LATE_EVERY = 600.0, 30.0
+_WHOLE_EVERY = 3600.0
 _SAY = 60.0  # seconds between saying again why nothing is signed
 
 
@@ -69,7 +71,7 @@ class Sequencer:
         self._clock = clock
         self._frontier = Frontier()
         self._after = 0  # the entry behind which to look: the whole ledger each time would be too dear
-        self._whole_at = self._settle_at = clock()
+        self._near_at = self._late_at = self._whole_at = clock()
         self._signed: Signed | None = None  # what this process signed last
         self._proved: tuple[object, ...] = ()
         self._said, self._say_at = "", 0.0
@@ -120,7 +122,9 @@ class Sequencer:
             self._frontier = Frontier.stored(size, self._records.read)
         now = self._clock()
         if now >= self._whole_at:
-            self._after, self._whole_at, self._settle_at = 0, now + _WHOLE, now
+            self._after, self._whole_at, self._late_at = 0, now + _WHOLE_EVERY, now + _LATE_EVERY
+        elif now >= self._late_at:
+            self._after, self._late_at = self._records.settled(_LATE), now + _LATE_EVERY
         rows = self._records.pending(self._after, self._batch)
         if rows and not self._extend([Entry.of_row(row) for row in rows]):
             self._frontier = Frontier()
@@ -128,10 +132,10 @@ class Sequencer:
                 raise LedgerError("The tree has no room for what follows", detail=f"leaves behind {size} were removed")
             return None
         if len(rows) == self._batch:
-            self._after, self._settle_at = rows[-1]["entry_id"], now
+            self._after, self._near_at = rows[-1]["entry_id"], now
             return True
-        if now >= self._settle_at:
-            self._after, self._settle_at = self._records.settled(_LATE), now + _SETTLE
+        if now >= self._near_at:
+            self._after, self._near_at = self._records.settled(_NEAR), now + _NEAR
         return False
 
     def _extend(self, entries: list[Entry]) -> bool:

@@ -1,6 +1,6 @@
 """The tree over the ledger, as rows: leaves, full subtrees, checkpoints. One function per fact."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from callrec.ledger.entry import Entry
@@ -44,20 +44,20 @@ class TreeRecords:
         False when the tree has another size by now; StatementRefusedError when it got one in this moment.
         """
         above = [(node, value) for node, value in full if node.level]
-        added = self._database.run(
+        row = self._database.one(
             "tree_extend",
             {
                 "size": size,
-                "entries": [entry.entry_id for entry in entries],
-                "bodies": [entry.body_sha256 for entry in entries],
-                "leaves": [value for node, value in full if not node.level],
-                "levels": [node.level for node, _ in above],
-                "positions": [node.position for node, _ in above],
-                "hashes": [value for _, value in above],
+                "entries": _array(entry.entry_id for entry in entries),
+                "bodies": b"".join(entry.body_sha256 for entry in entries),
+                "leaves": b"".join(value for node, value in full if not node.level),
+                "levels": _array(node.level for node, _ in above),
+                "positions": _array(node.position for node, _ in above),
+                "hashes": b"".join(value for _, value in above),
             },
             timeout=30.0,
         )
-        return bool(added)
+        return row is not None and row["added"] > 0
 
     def read(self, nodes: Collection[Node]) -> Mapping[Node, bytes]:
         """Stored hashes, as ledger/tree.py asks for them."""
@@ -101,3 +101,8 @@ class TreeRecords:
         """Note where a checkpoint lies in the object store; noted already, it stays as it is."""
         about = {"size": size, "bucket": bucket, "object_key": key, "version_id": version_id, "sha256": sha256}
         self._database.run("anchor_keep", about)
+
+
+def _array(numbers: Iterable[int]) -> str:
+    """As Postgres reads it: thousands, which psycopg would adapt one by one."""
+    return f"{{{','.join(map(str, numbers))}}}"

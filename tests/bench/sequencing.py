@@ -1,4 +1,4 @@
-"""The sequencer in a process of its own, for ledger.py: says `ready`, then works as `sweep` has it work, until killed.
+"""The sequencer in a process of its own, for ledger.py: says `ready`; each line has it work as `sweep` does, or rest.
 
 BENCH_POSTGRES is the database, and BENCH_LOGIN a login that is a member of callrec_sweep.
 """
@@ -12,13 +12,15 @@ import random  # noqa: E402
 import sys  # noqa: E402
 
 import gevent  # noqa: E402
+from gevent.event import Event  # noqa: E402
+from gevent.fileobject import FileObject  # noqa: E402
 
 from callrec.ledger.note import Signer  # noqa: E402
 from callrec.ledger.sequencer import Sequencer  # noqa: E402
+from callrec.service import _SIGN  # noqa: E402
 from callrec.store.db import Database  # noqa: E402
 from callrec.store.tree import TreeRecords  # noqa: E402
 
-_PAUSE = 0.5  # seconds between steps when there is nothing more to do, jittered, as the sweeper waits
 _ORIGIN = "bench.example.com/ledger"
 
 
@@ -28,9 +30,18 @@ def main():
         sequencer = Sequencer(TreeRecords(store), [Signer.generate(_ORIGIN)], _ORIGIN)
         sys.stdout.write("ready\n")
         sys.stdout.flush()
+        at_work = Event()
+        gevent.spawn(take_turns, at_work)
         while True:
+            at_work.wait()
             if not sequencer.step():
-                gevent.sleep(_PAUSE * random.uniform(0.5, 1.5))
+                gevent.sleep(_SIGN * random.uniform(0.5, 1.5))  # jitter as the sweeper's
+
+
+def take_turns(at_work):
+    for _ in FileObject(sys.stdin.buffer):
+        (at_work.clear if at_work.is_set() else at_work.set)()
+    os._exit(0)  # who started this process has ended
 
 
 if __name__ == "__main__":
