@@ -15,8 +15,9 @@ SELECT entry_id FROM ledger WHERE noted_at < now() - %(seconds)s * interval '1 s
 
 -- name: tree_extend
 -- A batch of leaves and the nodes that it fills, all or none; how many leaves. None: the tree has grown meanwhile. Of two
--- that extend it at the same moment the later violates a primary key. Hashes come one behind the other: an array of them
--- costs both sides more than the hashing.
+-- that extend it at the same moment the later violates a primary key. Who signs it next need not wait
+-- for the disk here: a checkpoint does, and the log keeps its order, so nothing is signed that could be lost.
+-- Hashes come one behind the other: an array of them costs both sides more than the hashing.
 WITH base AS (
     SELECT %(size)s::bigint AS size WHERE (SELECT COALESCE(max(leaf_index) + 1, 0) FROM ledger_leaf) = %(size)s
 ), nodes AS (
@@ -30,7 +31,9 @@ WITH base AS (
       FROM base, unnest(%(entries)s::bigint[]) WITH ORDINALITY AS l (entry_id, place)
     RETURNING leaf_index
 )
-SELECT count(*) AS added FROM leaves;
+SELECT count(*) AS added,
+       CASE WHEN NOT %(durable)s THEN set_config('synchronous_commit', 'off', true) END
+  FROM leaves;
 
 -- name: tree_nodes
 SELECT n.level::integer AS level, n.position, n.hash

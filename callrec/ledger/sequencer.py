@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from callrec import metrics
-from callrec.errors import LedgerError, StatementRefusedError
+from callrec.errors import LedgerError, StatementRefusedError, StoreError
 from callrec.ledger import note, tree
 from callrec.ledger.checkpoint import Lineage, Signed
 from callrec.ledger.entry import Entry
@@ -26,7 +26,8 @@ from callrec.store.tree import TreeRecords
 
 log = Log(__name__)
 
-BATCH = 1000  # entries: about 30 ms of hashing
+BATCH = 4000  # entries: about 100 ms of hashing
+_SIGN_EVERY = 0.5  # seconds between signatures while there is more to do
 # A step looks behind the entries that are older than so many seconds: a transaction may hold one back as long. What was
 # held back longer is found by looks that go further back, and come less often: all that a look passes has to be tried.
 _NEAR = 2.0
@@ -72,6 +73,7 @@ class Sequencer:
         self._frontier = Frontier()
         self._after = 0  # the entry behind which to look: the whole ledger each time would be too dear
         self._near_at = self._late_at = self._whole_at = clock()
+        self._sign_at = self._near_at
         self._signed: Signed | None = None  # what this process signed last
         self._proved: tuple[object, ...] = ()
         self._said, self._say_at = "", 0.0
@@ -102,20 +104,26 @@ class Sequencer:
         away. It may be called again after both.
         """
         try:
-            more = self.integrate()
-            if more is not None and self._sign() and not more:
+            more = self.integrate(durable=False)  # the checkpoint is, and with it all before it
+            due = more is False or self._clock() >= self._sign_at
+            if more is not None and due and self._sign() and not more:
                 metrics.LEDGER_SIGNED.set_to_current_time()
+        except StoreError:
+            self._frontier = Frontier()  # what was not durable may be lost
+            raise
         except LedgerError as error:
+            self._frontier = Frontier()
             if str(error) != self._said or self._clock() >= self._say_at:
                 self._said, self._say_at = str(error), self._clock() + _SAY
                 log.error("ledger_not_signed", size=self._frontier.size, why=self._said)
             raise
         return more is not False
 
-    def integrate(self) -> bool | None:
+    def integrate(self, *, durable: bool = True) -> bool | None:
         """The first half of a step: one batch of entries gets its leaves. True when there is more to do.
 
-        None when another was quicker, and nothing is known of the tree. Errors as of `step`.
+        None when another was quicker, and nothing is known of the tree. Errors as of `step`. Without `durable` a crash
+        of Postgres may take the leaves, until something else is committed.
         """
         size = self._records.size()
         if self._frontier.size != size:
@@ -126,7 +134,7 @@ class Sequencer:
         elif now >= self._late_at:
             self._after, self._late_at = self._records.settled(_LATE), now + _LATE_EVERY
         rows = self._records.pending(self._after, self._batch)
-        if rows and not self._extend([Entry.of_row(row) for row in rows]):
+        if rows and not self._extend([Entry.of_row(row) for row in rows], durable):
             self._frontier = Frontier()
             if self._records.size() == size:  # nobody was quicker
                 raise LedgerError("The tree has no room for what follows", detail=f"leaves behind {size} were removed")
@@ -138,11 +146,11 @@ class Sequencer:
             self._after, self._near_at = self._records.settled(_NEAR), now + _NEAR
         return False
 
-    def _extend(self, entries: list[Entry]) -> bool:
+    def _extend(self, entries: list[Entry], durable: bool) -> bool:  # handed on
         size = self._frontier.size
         full = self._frontier.append(entry.leaf_hash() for entry in entries)
         try:
-            return self._records.extend(size, entries, full)
+            return self._records.extend(size, entries, full, durable=durable)
         except StatementRefusedError:
             return False
         except BaseException:
@@ -169,6 +177,7 @@ class Sequencer:
                 proof = tree.consistency_proof(each.size, size, self._records.read)
                 tree.verify_consistency(each.size, size, proof, each.root, root)
             self._proved = facts
+        self._sign_at = self._clock() + _SIGN_EVERY
         here = self._lineage.checkpoint(generation, size, root)
         if size and (stored is None or (stored.generation, stored.size) != (generation, size)):
             signed = note.sign_checkpoint(here, self._signers)

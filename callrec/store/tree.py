@@ -38,7 +38,9 @@ class TreeRecords:
         row = self._database.one("tree_settled", {"seconds": seconds})
         return int(row["entry_id"]) if row else 0
 
-    def extend(self, size: int, entries: Sequence[Entry], full: Sequence[tuple[Node, bytes]]) -> bool:
+    def extend(
+        self, size: int, entries: Sequence[Entry], full: Sequence[tuple[Node, bytes]], *, durable: bool = True
+    ) -> bool:
         """Add leaves to the tree of this size, and every node that is full now. All or none.
 
         False when the tree has another size by now; StatementRefusedError when it got one in this moment.
@@ -48,6 +50,7 @@ class TreeRecords:
             "tree_extend",
             {
                 "size": size,
+                "durable": durable,
                 "entries": _array(entry.entry_id for entry in entries),
                 "bodies": b"".join(entry.body_sha256 for entry in entries),
                 "leaves": b"".join(value for node, value in full if not node.level),
