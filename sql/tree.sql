@@ -5,7 +5,8 @@ SELECT COALESCE(max(leaf_index) + 1, 0) AS size FROM ledger_leaf;
 
 -- name: tree_pending
 -- Entries that have no leaf yet. Not simply those behind the last: transactions end in another order than they begin.
-SELECT e.entry_id, e.call_id, e.recording_id, e.ordinal, e.kind, e.body, e.node, e.at, e.noted_at FROM ledger e
+SELECT e.entry_id, e.call_id, e.recording_id, e.ordinal, e.kind, e.body::text AS body, e.node, e.at, e.noted_at
+  FROM ledger e
  WHERE e.entry_id > %(after)s AND NOT EXISTS (SELECT FROM ledger_leaf l WHERE l.entry_id = e.entry_id)
  ORDER BY e.entry_id LIMIT %(limit)s;
 

@@ -164,9 +164,13 @@ class Entry:
 
     @classmethod
     def of_row(cls, row: Mapping[str, Any], pruned: bytes | None = None) -> "Entry":
-        """A row of the table `ledger`. `pruned`: the hash of its body, where the body itself is NULL."""
-        if row["body"] is not None:
-            body_sha256 = sha256(canonical_body(row["body"])).digest()
+        """A row of the table `ledger`, its body as psycopg gives it or as text.
+
+        `pruned`: the hash of its body, where the body itself is NULL.
+        """
+        body = row["body"]
+        if body is not None:
+            body_sha256 = sha256(canonical_json(body) if isinstance(body, str) else canonical_body(body)).digest()
         elif pruned is not None:
             body_sha256 = pruned
         else:
