@@ -211,4 +211,6 @@ class Entry:
 def _time(at: datetime) -> str:
     if at.tzinfo is None:
         raise LedgerError("A time without a zone")
-    return f"{at.astimezone(UTC).replace(tzinfo=None).isoformat(timespec='microseconds')}Z"
+    if at.tzinfo is not UTC:
+        at = at.astimezone(UTC)
+    return f"{at.isoformat(timespec='microseconds').removesuffix('+00:00')}Z"

@@ -162,9 +162,9 @@ def test_a_sequencer_that_dies_between_any_two_steps_is_followed_by_another(ledg
     ledger.append(3)
     real = getattr(ledger.records, call)
 
-    def dying(*arguments):
+    def dying(*arguments, **options):
         if done:
-            real(*arguments)
+            real(*arguments, **options)
         raise StoreError("killed here")
 
     dead = ledger.another()
@@ -186,7 +186,7 @@ def test_a_sequencer_does_not_trust_what_it_only_tried_to_store(ledger):
         ledger.append(1)
         cut_off, real = ledger.another(batch=1), ledger.records.extend
 
-        def dying(*_):
+        def dying(*_, **__):
             raise StoreError("killed here")
 
         cut_off._records.extend = dying
