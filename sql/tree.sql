@@ -5,9 +5,11 @@ SELECT COALESCE(max(leaf_index) + 1, 0) AS size FROM ledger_leaf;
 
 -- name: tree_pending
 -- Entries that have no leaf yet. Not simply those behind the last: transactions end in another order than they begin.
+-- Here and below each row looks by itself, in an index, whatever is known of the tables: a join that was planned for small
+-- tables would read all of them, in each step.
 SELECT e.entry_id, e.call_id, e.recording_id, e.ordinal, e.kind, e.body::text AS body, e.node, e.at, e.noted_at
   FROM ledger e
- WHERE e.entry_id > %(after)s AND NOT EXISTS (SELECT FROM ledger_leaf l WHERE l.entry_id = e.entry_id)
+ WHERE e.entry_id > %(after)s AND (SELECT l.leaf_index FROM ledger_leaf l WHERE l.entry_id = e.entry_id) IS NULL
  ORDER BY e.entry_id LIMIT %(limit)s;
 
 -- name: tree_settled
@@ -37,10 +39,14 @@ SELECT count(*) AS added,
   FROM leaves;
 
 -- name: tree_nodes
-SELECT n.level::integer AS level, n.position, n.hash
-  FROM ledger_node n JOIN unnest(%(levels)s::smallint[], %(positions)s::bigint[]) AS w (level, position) USING (level, position)
- UNION ALL
-SELECT 0, leaf_index, leaf_hash FROM ledger_leaf WHERE leaf_index = ANY (%(leaves)s::bigint[]);
+SELECT * FROM (
+    SELECT w.level::integer AS level, w.position,
+           (SELECT n.hash FROM ledger_node n WHERE n.level = w.level AND n.position = w.position) AS hash
+      FROM unnest(%(levels)s::smallint[], %(positions)s::bigint[]) AS w (level, position)
+     UNION ALL
+    SELECT 0, w.position, (SELECT l.leaf_hash FROM ledger_leaf l WHERE l.leaf_index = w.position)
+      FROM unnest(%(leaves)s::bigint[]) AS w (position)
+) AS found WHERE hash IS NOT NULL;
 
 -- name: tree_leaf
 SELECT leaf_index, body_sha256, leaf_hash FROM ledger_leaf WHERE entry_id = %(entry_id)s;
@@ -55,7 +61,7 @@ INSERT INTO ledger_checkpoint (size, note) VALUES (%(size)s, %(note)s) ON CONFLI
 -- What no checkpoint covers, and the age of the oldest: entries behind `after` without a leaf, and the latest leaves.
 WITH waiting AS (
     SELECT e.noted_at FROM ledger e
-     WHERE e.entry_id > %(after)s AND NOT EXISTS (SELECT FROM ledger_leaf l WHERE l.entry_id = e.entry_id)
+     WHERE e.entry_id > %(after)s AND (SELECT l.leaf_index FROM ledger_leaf l WHERE l.entry_id = e.entry_id) IS NULL
      UNION ALL
     SELECT e.noted_at FROM ledger_leaf l JOIN ledger e USING (entry_id)
      WHERE l.leaf_index >= (SELECT COALESCE(max(size), 0) FROM ledger_checkpoint)

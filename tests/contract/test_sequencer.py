@@ -108,6 +108,27 @@ def test_one_that_ends_later_than_is_usual_is_found_by_the_hourly_look(ledger):
     assert ledger.checkpoint().size == 5
 
 
+def test_one_that_is_held_back_for_a_minute_is_found_within_half_a_minute(ledger):
+    """And not by each step: what a step looks through would be ten minutes of entries."""
+    now, begun = [0.0], []
+    sequencer = ledger.another(clock=lambda: now[0])
+    pending = sequencer._records.pending
+    sequencer._records.pending = lambda after, limit: begun.append(after) or pending(after, limit)
+    old = "INSERT INTO ledger (kind, body, node, at, noted_at) VALUES (%s, '{}', 'node-2', now(), now() - interval '1 min')"
+    with psycopg.connect(ledger.stores.url) as slow:
+        slow.execute(old, ("slow",))
+        ledger.stores.admin.execute(old, ("old",))
+        run_out(sequencer)
+        slow.commit()
+    run_out(sequencer)
+    assert begun[-1] == 2, "behind all that is older than a moment"
+    assert ledger.checkpoint().size == 1
+    now[0] += 31
+    run_out(sequencer)
+    ledger.verify()
+    assert ledger.checkpoint().size == 2
+
+
 def test_what_a_rolled_back_transaction_leaves_is_no_gap_in_the_tree(ledger):
     ledger.append(2)
     with psycopg.connect(ledger.stores.url) as other:
