@@ -114,7 +114,8 @@ def test_one_that_is_held_back_for_a_minute_is_found_within_half_a_minute(ledger
     sequencer = ledger.another(clock=lambda: now[0])
     pending = sequencer._records.pending
     sequencer._records.pending = lambda after, limit: begun.append(after) or pending(after, limit)
-    old = "INSERT INTO ledger (kind, body, node, at, noted_at) VALUES (%s, '{}', 'node-2', now(), now() - interval '1 min')"
+    columns = "INSERT INTO ledger (kind, body, node, at, noted_at)"
+    old = f"{columns} VALUES (%s, '{{}}', 'node-2', now(), now() - interval '1 min')"
     with psycopg.connect(ledger.stores.url) as slow:
         slow.execute(old, ("slow",))
         ledger.stores.admin.execute(old, ("old",))
