@@ -146,7 +146,7 @@ class Sequencer:
             self._after, self._near_at = self._records.settled(_NEAR), now + _NEAR
         return False
 
-    def _extend(self, entries: list[Entry], durable: bool) -> bool:  # handed on
+    def _extend(self, entries: list[Entry], durable: bool) -> bool:
         size = self._frontier.size
         full = self._frontier.append(entry.leaf_hash() for entry in entries)
         try:
