@@ -3,13 +3,13 @@
 import argparse
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import TypeAlias
 
-from callrec import service
+from callrec import service, tables
 from callrec.config import load
 from callrec.errors import CallrecError, LedgerError
 from callrec.ledger.archive import Archive, BucketArchive, DirectoryArchive
@@ -24,6 +24,7 @@ Command: TypeAlias = Callable[..., argparse.ArgumentParser]
 
 _TARDY = 600.0  # seconds after which an entry has to be anchored, unless anchors are rarer by configuration
 _MOST_MINUTES = 525_600
+_MOST_SHOWN = 1000  # findings
 
 _VERIFY = """\
 Reads the whole ledger, computes the hash of every entry and the tree over them, and compares its root with every
@@ -31,9 +32,19 @@ checkpoint that was anchored in S3. The database is believed nothing, and the bu
 is given here or in [ledger] verifiers. Says of each claim whether it holds, and names the first bad entry. Exit status
 1 when one does not hold. A million entries take less than a minute. Needs the credentials of api."""
 
+_AUDIT = """\
+Compares calls, ledger, object store and this node's spool, each way, as `sweep` does every day, and lists what is not
+as it must be (exit status 1). Nothing is deleted: an object without a row is put under legal hold, a spool file without
+a row is moved to the spool's quarantine. Needs the credentials of sweep."""
+
 
 def add_commands(commands: Commands, command: Command) -> None:
-    """Add `verify`. `command(commands, name, run, text, more)` makes one of them."""
+    """Add the commands. `command(commands, name, run, text, more)` makes one of them."""
+    _add_verify(commands, command)
+    _add_audit(commands, command)
+
+
+def _add_verify(commands: Commands, command: Command) -> None:
     verify = command(commands, "verify", None, "say whether the ledger is what was signed", _VERIFY)
     verify.set_defaults(run=partial(_verify, verify))
     verify.add_argument("--ledger", action="store_true", help="verify the whole ledger in the database")
@@ -49,6 +60,16 @@ def add_commands(commands: Commands, command: Command) -> None:
         help="how soon an entry has to be anchored (10; with --anchors it does not matter unless this is given)",
     )  # fmt: skip
     verify.add_argument("--json", action="store_true", help="the verdict as one JSON object")
+
+
+def _add_audit(commands: Commands, command: Command) -> None:
+    audit = command(
+        commands, "audit", _audit, "say whether everything that must be there is there, and nothing else", _AUDIT
+    )
+    audit.add_argument(
+        "--full", action="store_true", help="look at the lock of every recording, not of the thirtieth whose day it is"
+    )
+    audit.add_argument("--json", action="store_true", help="one JSON object a finding")
 
 
 def _key(text: str) -> Verifier:
@@ -112,3 +133,23 @@ def _lines(report: Report, origin: str) -> Iterator[str]:
     if report.bad:
         yield f"The first bad entry: {report.bad[0]}"
     yield "The ledger is what was signed." if report.holds else "The ledger is NOT what was signed, or can't be proved."
+
+
+def _audit(args: argparse.Namespace) -> int:
+    with service.audit(load(args.config, role="sweep")) as (audit, records):
+        audit.now(full=args.full, say=_say)
+        found, many = records.open_findings(_MOST_SHOWN), sum(records.open_kinds().values())
+    if sys.stderr.isatty():
+        sys.stderr.write("\n")
+    tables.show(found, tables.FINDINGS, as_json=args.json)
+    if many > len(found):
+        sys.stderr.write(f"{many} findings in all: the table audit_finding has them\n")
+    elif not found and not args.json:
+        sys.stdout.write("everything is there, and nothing else\n")
+    return int(bool(found))
+
+
+def _say(counts: Mapping[str, int]) -> None:
+    if sys.stderr.isatty():
+        sys.stderr.write("\r" + "   ".join(f"{name} {count:,}" for name, count in counts.items()))
+        sys.stderr.flush()

@@ -86,6 +86,17 @@ LEDGER_ANCHORED = Gauge(
     "callrec_ledger_anchor_timestamp_seconds", "When that was put there", multiprocess_mode="livemax"
 )
 
+# Completeness
+AUDIT_FINDINGS = Gauge(
+    "callrec_audit_findings",
+    "What the audit found and nobody has mended, by kind",
+    ["kind"],
+    multiprocess_mode="livemax",
+)
+AUDIT_AT = Gauge(
+    "callrec_audit_timestamp_seconds", "When the stores and this spool were last audited", multiprocess_mode="livemax"
+)
+
 # The process and what it stands on
 RETRIES = Counter("callrec_retries", "Repeated attempts, by what is repeated", ["what"])
 STORE_ERRORS = Counter("callrec_store_errors", "Faults of Postgres and Redis", ["store", "operation"])

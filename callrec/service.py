@@ -22,6 +22,7 @@ from callrec.esl.listener import Listener
 from callrec.esl.registry import Registry
 from callrec.esl.watcher import Watcher
 from callrec.ledger.anchors import Anchors
+from callrec.ledger.audit import Audit
 from callrec.ledger.caller import Lookup, LookupKeys, conceal
 from callrec.ledger.sequencer import Sequencer
 from callrec.log import Log
@@ -39,6 +40,7 @@ from callrec.rights.sweeper import Chore, Sweeper
 from callrec.rights.vigil import Vigil
 from callrec.sound import Sounds
 from callrec.store import live
+from callrec.store.audit import AuditRecords
 from callrec.store.db import Database
 from callrec.store.orders import OrderDesk, send
 from callrec.store.records import CallRecords
@@ -128,6 +130,19 @@ def player(config: Config) -> Iterator[Player]:
                 denied=config.purposes.denied,
                 rights=config.purposes.rights,
             )
+        finally:
+            bucket.close()
+
+
+@contextmanager
+def audit(config: Config) -> Iterator[tuple[Audit, AuditRecords]]:
+    """What audits everything that this node can see, with the credentials of `sweep`."""
+    with database(config, "sweep") as store:
+        bucket, directory = objects(config, "sweep"), spool(config)
+        directory.prepare()
+        records = AuditRecords(store, node=config.node)
+        try:
+            yield Audit(records, bucket, directory), records
         finally:
             bucket.close()
 
@@ -303,10 +318,17 @@ def sweep(config: Config, http: tuple[str, int] | None) -> None:
     eraser = Eraser(records, bucket, directory, view, partial(send, store))
     vigil = Vigil(bucket, lifecycle.rules(config.bases.values()), records)
     pruner = Pruner(records, config.terms.evidence, config.operator.timezone)
+    auditor = Audit(AuditRecords(store, node=config.node), bucket, directory)
     tree = TreeRecords(store)
     anchored = anchors(config, tree)
     signing = sequencer(config, tree, anchored)
-    more: list[Chore] = [*vigil.chores, pruner.chore, (signing.work, _SIGN), (signing.measure, _MEASURE)]
+    more: list[Chore] = [
+        *vigil.chores,
+        *auditor.chores,
+        pruner.chore,
+        (signing.work, _SIGN),
+        (signing.measure, _MEASURE),
+    ]
     if anchored:  # a pause lasts half as long again at most
         more.append((anchored.anchor, config.ledger.anchor_seconds * 0.6))
     sweeper = Sweeper(records, eraser, bucket, config.bases, config.terms.patience, more=more)

@@ -16,6 +16,7 @@ LEDGER = ("entry_id", "at", "kind", "body")
 HOLDS = ("hold_id", "recording_id", "reason", "case_reference", "owner", "review_at")
 EPOCHS = ("epoch", "callers", "codes", "state")
 ERASURES = ("requested_at", "recording_id", "cause", "state", "done", "deadline", "erased_at")
+FINDINGS = ("kind", "subject", "version_id", "detail", "quarantined", "scope", "first_seen_at")
 
 
 def show(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], *, as_json: bool) -> None:

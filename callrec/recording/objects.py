@@ -249,11 +249,16 @@ class S3Objects:
 
     def lock_of(self, key: str, version_id: str) -> tuple[str, datetime | None]:
         """The lock's mode and end as the server holds them now; an empty mode where there is no lock."""
-        return lock_in(_headers(self._head(key, version_id)))
+        return self.locks_of(key, version_id)[:2]
 
     def held(self, key: str, version_id: str) -> bool:
         """Whether a legal hold is on the version."""
-        return _headers(self._head(key, version_id)).get("x-amz-object-lock-legal-hold") == "ON"
+        return self.locks_of(key, version_id)[2]
+
+    def locks_of(self, key: str, version_id: str) -> tuple[str, datetime | None, bool]:
+        """Both: mode and end of the lock, and whether a legal hold is on."""
+        said = _headers(self._head(key, version_id))
+        return (*lock_in(said), said.get("x-amz-object-lock-legal-hold") == "ON")
 
     def read(self, key: str, version_id: str) -> Iterator[bytes]:
         """The bytes of a version, in blocks."""

@@ -4,9 +4,10 @@
     root/sealed/<recording>.enc   ciphertext ready to be put
     root/sealed/<recording>.key   the note of that ciphertext: its sealed key and hashes
     root/withdrawn/<recording>    an empty marker: this recording must go
+    root/quarantine/              what the audit found to be of no recording, for a person to decide about
 
 Names are our own random identifiers, never caller data. A note is in place before its ciphertext appears, so an `.enc`
-always belongs to the `.key` beside it. What has another name is counted and left alone.
+always belongs to the `.key` beside it. What has another name is counted, and set apart by the audit alone.
 
 A full disk: room() and left() see it coming, and no new recording starts (the call goes on), first by consent and then
 at all. The reserve, `min_free_bytes`, is what running recordings and the ciphertext of finished ones grow into: an
@@ -82,12 +83,13 @@ class Spool:
         self._rec = root / "rec"
         self._sealed = root / "sealed"
         self._withdrawn = root / "withdrawn"
+        self._quarantine = root / "quarantine"
         self._left_known: tuple[float, int] | None = None
 
     def prepare(self) -> None:
         """Create what is missing; SpoolError unless this process may write in it."""
         with _spool_errors("The spool can't be prepared", self.root):
-            for directory in (self.root, self._rec, self._sealed, self._withdrawn):
+            for directory in (self.root, self._rec, self._sealed, self._withdrawn, self._quarantine):
                 if not directory.is_dir():
                     directory.mkdir(parents=True, exist_ok=True)
                     directory.chmod(_MODE)  # mkdir's mode is cut by the umask
@@ -98,7 +100,7 @@ class Spool:
                 detail=f"{self._rec / rates[0]} is named like a sampling rate",
                 hint="Move it away",
             )
-        for directory in (self._rec, self._sealed, self._withdrawn):
+        for directory in (self._rec, self._sealed, self._withdrawn, self._quarantine):
             if not os.access(directory, os.W_OK | os.X_OK):
                 raise SpoolError(
                     f"No right to write in {directory}",
@@ -163,11 +165,35 @@ class Spool:
             return self.path(recording_id).exists() or bool(self._sealed_of(recording_id))
 
     def strangers(self) -> list[Path]:
-        """What is not ours by its name. Nothing here ever touches it, and its name may say too much for a log."""
+        """What is not ours by its name. The audit alone touches it, and its name may say too much for a log."""
         found = [Path(entry.path) for entry in self._scan(self._rec) if _recording_id(entry.name, ".wav") is None]
         found += [Path(entry.path) for entry in self._scan(self._sealed) if _sealed_id(entry.name) is None]
         found += [Path(entry.path) for entry in self._scan(self._withdrawn) if _recording_id(entry.name, "") is None]
         return found
+
+    def at_rest(self, seconds: float) -> Iterator[tuple[UUID | None, Path]]:
+        """Files that nobody has written to for so long, and whose they are; None where the name is not ours."""
+        before = time.time() - seconds
+        for directory in (self._rec, self._sealed, self._withdrawn):
+            for entry in self._scan(directory):
+                with suppress(FileNotFoundError):  # as in recordings()
+                    if entry.is_file(follow_symlinks=False) and entry.stat(follow_symlinks=False).st_mtime <= before:
+                        yield (
+                            _recording_id(entry.name.removesuffix(".wav"), "") or _sealed_id(entry.name),
+                            Path(entry.path),
+                        )
+
+    def quarantine(self, path: Path) -> None:
+        """Set a file of the spool apart. Nothing here looks at it again, and nothing removes it."""
+        with _spool_errors("A file can't be set apart", self.root), suppress(FileNotFoundError):
+            target = self._quarantine / path.name
+            path.rename(self._quarantine / f"{path.name}.{uuid4().hex}" if target.exists() else target)
+            _sync_directory(self._quarantine)
+            _sync_directory(path.parent)
+
+    def quarantined(self) -> list[Path]:
+        """What was set apart."""
+        return [Path(entry.path) for entry in self._scan(self._quarantine)]
 
     # The sealed form
 
