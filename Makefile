@@ -19,7 +19,7 @@ PROGRAMS := $(POSTGRES) $(REDIS) $(CEPH) espeak-ng:espeak-ng
 SOURCES := callrec tests
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: help setup packages demo test test-freeswitch check bench bench-sweep bench-verify bench-ledger image lock clean
+.PHONY: help setup packages demo test test-freeswitch check bench bench-sweep bench-verify bench-ledger bench-audit image lock clean
 
 help: ## list what there is
 	@grep -E '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
@@ -65,6 +65,9 @@ bench-verify: setup ## time and memory of verifying a ledger of a million entrie
 
 bench-ledger: setup ## two hundred appenders beside a plain table, the checkpoint's lag, a proof among a million
 	@$(BIN)/python tests/bench/ledger.py
+
+bench-audit: setup ## time and memory of the audit of 100,000 recordings
+	@$(BIN)/python tests/bench/audit.py
 
 image: ## build the container image
 	docker build --tag $(IMAGE) .

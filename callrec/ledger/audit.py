@@ -217,7 +217,8 @@ class Audit:
                 rows = self._records.stored_between(after, page.last, self._page)
                 last = rows[-1]["object_key"] if len(rows) == self._page else page.last
                 keys: dict[str, list[Version]] = {row["object_key"]: [] for row in rows}
-                keys |= {key: each for key, each in page.keys.items() if after < key and (last is None or key <= last)}
+                there = (key for key in page.keys if after < key and (last is None or key <= last))
+                keys |= {key: page.keys[key] for key in there if not rules.ignored(key)}
                 judge = partial(self._judge_keys, keys, day)
                 yield last or after, len(keys), self._twice(judge, list(keys), self._judge_keys_again)
                 after = last or after
@@ -227,7 +228,7 @@ class Audit:
     def _judge_keys(
         self, versions: Mapping[str, Sequence[Version]], day: int | None, keys: Sequence[str]
     ) -> dict[str, list[Finding]]:
-        named = {key: rules.recording_in(key) for key in keys if not rules.ignored(key)}
+        named = {key: rules.recording_in(key) for key in keys}
         rows = self._records.objects({recording for recording in named.values() if recording})
         bucket = self._objects.bucket
         found: dict[str, list[Finding]] = {}
