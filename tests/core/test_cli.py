@@ -26,7 +26,8 @@ from callrec.store import db
 COMMANDS = [
     "run", "listen", "ship", "check", "migrate", "prompts", "keys", "calls", "recordings", "ledger", "play", "mask",
     "unmask", "stop", "withdraw", "demo", "sweep", "api", "revoke", "identify", "dispose", "hold", "release", "holds",
-    "erase", "erasures", "adopt", "replay-erasures", "accept-restore", "storage", "lifecycle", "worm-probe", "verify",
+    "erase", "erasures", "adopt", "audit", "replay-erasures", "accept-restore", "storage", "lifecycle", "worm-probe",
+    "verify",
 ]  # fmt: skip
 SECRETS = {
     "CALLREC_POSTGRES_PASSWORD_API": "p", "CALLREC_S3_ACCESS_KEY_API": "a", "CALLREC_S3_SECRET_KEY_API": "s",
