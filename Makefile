@@ -15,7 +15,7 @@ BIN := .venv/bin
 POSTGRES := $(if $(CALLREC_DEMO_POSTGRES_URL),,initdb:postgresql)
 REDIS := $(if $(CALLREC_DEMO_REDIS_URL),,redis-server:redis-server)
 CEPH := $(if $(CALLREC_DEMO_S3_ENDPOINT),,ceph-mon:ceph-mon ceph-osd:ceph-osd radosgw:radosgw ceph:ceph-common)
-PROGRAMS := $(POSTGRES) $(REDIS) $(CEPH) espeak-ng:espeak-ng
+PROGRAMS := $(POSTGRES) $(REDIS) $(CEPH) espeak-ng:espeak-ng promtool:prometheus
 SOURCES := callrec tests
 PYTEST := $(BIN)/python -m pytest
 

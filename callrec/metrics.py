@@ -7,6 +7,7 @@ Under `callrec run` the roles are processes and share these through prometheus-c
 from prometheus_client import Counter, Gauge, Histogram
 
 _FAST = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
+_LATE = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 5.0)
 _SLOW = (0.5, 1, 2, 5, 10, 30, 60, 120, 300, 900, 1800, 3600, 7200)
 
 # The calls
@@ -19,7 +20,6 @@ DECIDE_SECONDS = Histogram("callrec_decide_seconds", "Time to make a legal basis
 START_SECONDS = Histogram(
     "callrec_start_seconds", "From the key, or the end of the notice, to uuid_record", buckets=_FAST
 )
-NOTICE_SECONDS = Histogram("callrec_notice_seconds", "Length of the notice as played", buckets=_SLOW)
 RECORDING_SECONDS = Histogram("callrec_recording_seconds", "Length of recordings", buckets=_SLOW)
 
 # The event socket
@@ -35,6 +35,12 @@ SPOOL_FILES = Gauge("callrec_spool_files", "Files in the spool", multiprocess_mo
 SPOOL_FREE = Gauge("callrec_spool_free_bytes", "Bytes that recordings may still take", multiprocess_mode="livemax")
 SPOOL_OLDEST = Gauge("callrec_spool_oldest_seconds", "Age of the oldest file in the spool", multiprocess_mode="livemax")
 SPOOL_ORPHANS = Gauge("callrec_spool_orphans", "Files in the spool without a row", multiprocess_mode="livemax")
+SPOOL_ROOM = Gauge(
+    "callrec_spool_room_bytes",
+    "Bytes until a limit of the spool ends new recordings",
+    ["limit"],
+    multiprocess_mode="livemin",
+)
 UPLOADS = Counter("callrec_uploads", "Attempts to store a recording, by result", ["result"])
 UPLOAD_SECONDS = Histogram("callrec_upload_seconds", "Time to encrypt, put and verify a recording", buckets=_SLOW)
 UPLOAD_LAG = Gauge(
@@ -60,6 +66,25 @@ LOCKED = Counter("callrec_locked_compliance", "Recordings whose lock was raised 
 ESCALATIONS = Counter("callrec_escalations", "Recordings whose kind of call nobody gave in time")
 DEADLINES = Counter(
     "callrec_revocation_deadlines", "Revocations not yet carried out: near the deadline, breached", ["how"]
+)
+REVOCATIONS_OPEN = Gauge(
+    "callrec_revocations_open",
+    "Revocations not yet carried out, by how near their deadline is",
+    ["deadline"],
+    multiprocess_mode="livemax",
+)
+ERASURES_OVERDUE = Gauge(
+    "callrec_erasures_overdue", "Erasures past their deadline that no hold stops", multiprocess_mode="livemax"
+)
+KINDS_MISSING = Gauge(
+    "callrec_dispositions_missing",
+    "Escalated recordings whose kind of call is still unsaid",
+    multiprocess_mode="livemax",
+)
+WITHOUT_BASIS = Gauge(
+    "callrec_recordings_without_basis",
+    "Recordings of the last hour whose legal basis is not in the ledger",
+    multiprocess_mode="livemax",
 )
 HOLDS = Gauge("callrec_holds", "Holds that stand", multiprocess_mode="livemax")
 HOLDS_OVERDUE = Gauge("callrec_holds_overdue", "Holds whose review date has come", multiprocess_mode="livemax")
@@ -105,9 +130,23 @@ NOTES_LOST = Counter("callrec_notes_lost", "Ledger notes given up: the queue was
 DEPENDENCY_UP = Gauge(
     "callrec_dependency_up", "1 while a role's dependency answers", ["role", "dependency"], multiprocess_mode="livemin"
 )
-HUB_LAG = Gauge(
-    "callrec_hub_lag_seconds", "How late the gevent hub ran its last tick", ["role"], multiprocess_mode="livemax"
-)
+HUB_LAG = Histogram("callrec_hub_lag_seconds", "How late the gevent hub ran each tick", ["role"], buckets=_LATE)
 HUB_LAG_MAX = Gauge(
     "callrec_hub_lag_max_seconds", "The latest that the hub has run", ["role"], multiprocess_mode="livemax"
 )
+HEARTBEAT = Gauge(
+    "callrec_role_heartbeat_timestamp_seconds", "When the role's hub last ran", ["role"], multiprocess_mode="livemax"
+)
+
+# A counter that appears with its first fault was never seen to rise. These stand at 0 from the beginning.
+for _reason in (
+    "control_link_down", "decision_overdue", "fault", "ledger_down", "link_lost", "no_input", "not_taken",
+    "notice_not_played", "notice_overdue", "refused", "spool_full", "start_overdue", "start_refused",
+    "started_otherwise", "storage_unproven", "unknown_line", "withdrawn", "wrong_key",
+):  # fmt: skip
+    UNRECORDED.labels(_reason)
+for _result in ("stored", "discarded", "empty", "lost", "failed"):
+    UPLOADS.labels(_result)
+for _how in ("near", "breached"):
+    DEADLINES.labels(_how)
+RETRIES.labels("sweep")

@@ -75,8 +75,9 @@ class Role:
             gevent.sleep(_TICK)
             late = max(0.0, time.monotonic() - begun - _TICK)
             latest = max(latest, late)
-            metrics.HUB_LAG.labels(self.name).set(late)
+            metrics.HUB_LAG.labels(self.name).observe(late)
             metrics.HUB_LAG_MAX.labels(self.name).set(latest)
+            metrics.HEARTBEAT.labels(self.name).set_to_current_time()
 
     def _watch(self, need: str, there: Callable[[], bool]) -> None:
         gauge = metrics.DEPENDENCY_UP.labels(self.name, need)

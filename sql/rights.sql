@@ -351,6 +351,31 @@ UPDATE revocation v SET alarmed = CASE WHEN o.deadline < now() THEN 'breached' E
  WHERE v.revocation_id = o.revocation_id AND v.alarmed <> CASE WHEN o.deadline < now() THEN 'breached' ELSE 'near' END
 RETURNING v.revocation_id, v.alarmed, v.deadline;
 
+-- name: affairs
+-- What somebody has to look at. A basis is looked for in the last hour alone: it is looked for all the time, and the
+-- alert remembers. Held erasures are not overdue; those by key wait for a lock that nobody can shorten.
+WITH open AS (
+    SELECT DISTINCT v.revocation_id, v.alarm_at, v.deadline
+      FROM revocation v JOIN revocation_recording x USING (revocation_id)
+           LEFT JOIN erasure e ON e.recording_id = x.recording_id
+     WHERE x.fate <> 'not_touched' AND e.state IS DISTINCT FROM 'erased'
+), counted AS (
+    SELECT count(*) FILTER (WHERE deadline < now()) AS breached,
+           count(*) FILTER (WHERE deadline >= now() AND alarm_at <= now()) AS near,
+           count(*) FILTER (WHERE deadline >= now() AND alarm_at > now()) AS in_time
+      FROM open
+)
+SELECT counted.*,
+       (SELECT count(*) FROM erasure WHERE state = 'due' AND deadline < now()) AS overdue,
+       (SELECT count(*) FROM escalation s JOIN recording r USING (recording_id)
+         WHERE r.state = 'stored' AND NOT r.kind_known
+           AND NOT EXISTS (SELECT FROM erasure e WHERE e.recording_id = s.recording_id)) AS unsaid,
+       ARRAY(SELECT recording_id FROM recording r
+              WHERE r.authorised_at > now() - interval '1 hour'
+                AND NOT EXISTS (SELECT FROM ledger l WHERE l.call_id = r.call_id AND l.kind = 'basis_established')
+              LIMIT 1000) AS without_basis
+  FROM counted;
+
 -- name: erasures
 SELECT e.recording_id, r.line, r.basis, e.cause, e.state, e.done, e.requested_at, e.deadline, e.ciphertext_until,
        e.erased_at, e.attempts, e.last_error

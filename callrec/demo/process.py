@@ -34,6 +34,8 @@ _PACKAGES = {
     "ceph-osd": "ceph-osd",
     "radosgw": "radosgw",
     "radosgw-admin": "ceph-common",
+    "prometheus": "prometheus",
+    "promtool": "prometheus",
 }
 _PR_SET_PDEATHSIG = 1
 _DONE = object()

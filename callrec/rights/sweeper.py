@@ -55,6 +55,7 @@ class Sweeper:
         self._statutory = [basis.id for basis in bases.values() if basis.kind is BasisKind.NOTICE]
         self._patience = patience
         self._more = more
+        self._unfounded: set[UUID] = set()  # recordings without a basis, as they were told
         self._clock = clock
 
     def run(self, stop: Event, workers: int = 2) -> None:
@@ -148,7 +149,10 @@ class Sweeper:
             raise StorageError("The object store did not change the legal hold")
 
     def mind(self) -> bool:
-        """Alarm at working day 3 of a revocation and at its breach (C4); count holds and those to be reviewed (E17)."""
+        """Alarm at working day 3 of a revocation and at its breach (C4), and count what somebody has to look at.
+
+        The figures are of the whole database: where several nodes sweep, each shows the same.
+        """
         for row in self._records.deadlines():
             metrics.DEADLINES.labels(row["alarmed"]).inc()
             log.error(
@@ -158,4 +162,13 @@ class Sweeper:
         late = overdue(holds, self._clock())
         metrics.HOLDS.set(len(holds))
         metrics.HOLDS_OVERDUE.set(len(late))
+        found = self._records.affairs()
+        for how in ("in_time", "near", "breached"):
+            metrics.REVOCATIONS_OPEN.labels(how).set(found[how])
+        metrics.ERASURES_OVERDUE.set(found["overdue"])
+        metrics.KINDS_MISSING.set(found["unsaid"])
+        metrics.WITHOUT_BASIS.set(len(found["without_basis"]))
+        if new := set(found["without_basis"]) - self._unfounded:
+            log.error("recordings_without_basis", recordings=sorted(map(str, new)))
+        self._unfounded = set(found["without_basis"])
         return False

@@ -117,6 +117,12 @@ class RightsRecords:
         """Revocations that have come near their deadline, or passed it, since the last look."""
         return self._database.run("deadlines")
 
+    def affairs(self) -> Row:
+        """What somebody has to look at in the whole database: counts, and the ids of recordings without a basis."""
+        row = self._database.one("affairs")
+        assert row is not None  # a SELECT of counts
+        return row
+
     # Dispositions
 
     def recording(self, recording_id: UUID) -> Row | None:
