@@ -42,7 +42,9 @@ SPOOL_ROOM = Gauge(
     multiprocess_mode="livemin",
 )
 UPLOADS = Counter("callrec_uploads", "Attempts to store a recording, by result", ["result"])
-UPLOAD_SECONDS = Histogram("callrec_upload_seconds", "Time to encrypt, put and verify a recording", buckets=_SLOW)
+UPLOAD_SECONDS = Histogram(
+    "callrec_upload_seconds", "Time to encrypt, put and verify a recording", buckets=(0.05, 0.1, 0.2, *_SLOW)
+)
 UPLOAD_LAG = Gauge(
     "callrec_upload_lag_seconds", "Age of the oldest recording not yet stored", multiprocess_mode="livemax"
 )
@@ -149,4 +151,6 @@ for _result in ("stored", "discarded", "empty", "lost", "failed"):
     UPLOADS.labels(_result)
 for _how in ("near", "breached"):
     DEADLINES.labels(_how)
+for _cause in ("revocation", "disposition", "minor", "expiry", "no_longer_needed", "order"):
+    ERASURES.labels(_cause)
 RETRIES.labels("sweep")

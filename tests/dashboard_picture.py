@@ -7,7 +7,7 @@ COLOURS = (
     "#3274d9", "#e0752d", "#56a64b", "#e02f44", "#8f3bb8", "#00a3a3", "#b8860b", "#d6559a", "#5a6b7b", "#7a9e00",
 )  # fmt: skip
 INK, PALE, GOOD, BAD = "#24292f", "#8b949e", "#56a64b", "#e02f44"
-LEGENDS = 8  # shown; the busiest first
+LETTER = 5.6  # pixels, roughly, of one in a legend
 
 
 def draw(panels, span):
@@ -58,12 +58,12 @@ def _curves(curves, unit, span, wide, high):
     left, top, right, bottom = 52, 26, wide - 8, high - 40
     most = max((value for _, points in curves for _, value in points), default=1) or 1
     least = min(0, *(value for _, points in curves for _, value in points))
-    parts = []
+    parts, x, y = [], 10, high - 22
     for share in (0, 0.5, 1):
-        y = bottom - share * (bottom - top)
-        parts.append(f'<path d="M{left} {y:.1f}H{right}" stroke="#e6e7e9"/>')
-        parts.append(_text(left - 4, f"{y + 3:.1f}", _shown(least + share * (most - least), unit), anchor="end"))
-    for number, (legend, points) in reversed(list(enumerate(curves))):
+        at = bottom - share * (bottom - top)
+        parts.append(f'<path d="M{left} {at:.1f}H{right}" stroke="#e6e7e9"/>')
+        parts.append(_text(left - 4, f"{at + 3:.1f}", _shown(least + share * (most - least), unit), anchor="end"))
+    for number, (legend, points) in enumerate(curves):
         path = " ".join(
             f"{left + (at - start) / (end - start) * (right - left):.0f},"
             f"{bottom - (value - least) / (most - least) * (bottom - top):.1f}"
@@ -71,9 +71,11 @@ def _curves(curves, unit, span, wide, high):
         )
         colour = COLOURS[number % len(COLOURS)]
         parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="1.4"/>')
-        if number < LEGENDS:
-            x, y = 10 + number % 4 * (wide - 14) / 4, high - 22 + number // 4 * 13
-            parts.append(_text(f"{x:.0f}", y, legend or "(no name)", colour))
+        if x + LETTER * len(legend) > wide:
+            x, y = 10, y + 13
+        if y < high:  # the busiest come first; what has no room is not named
+            parts.append(_text(x, y, legend or "(no name)", colour))
+        x += LETTER * len(legend or "(no name)") + 14
     return parts
 
 

@@ -185,8 +185,8 @@ class Installation:
         with contextlib.suppress(OSError):  # one that ends while we look
             for child in (folder / "children").read_text().split():
                 words = Path(f"/proc/{child}/cmdline").read_text().split("\0")
-                if "callrec" in words:  # `python -m callrec ROLE …`; a moment before its exec it is none
-                    found[words[words.index("callrec") + 1]] = int(child)
+                if "callrec" in words:  # `python -m callrec ROLE …`; a moment before its exec it is still "run"
+                    found.setdefault(words[words.index("callrec") + 1], int(child))
         return {role: pid for role, pid in found.items() if running(pid)}
 
     def log_tail(self, lines: int = 15) -> str:

@@ -205,6 +205,32 @@ def test_holds_to_be_reviewed_are_counted_and_one_that_fails_keeps_no_other_wait
     assert counted(metrics.HOLDS_OVERDUE) == 1
 
 
+def test_what_is_overdue_and_what_waits_for_a_word_is_counted_until_it_is_done(house):
+    late, unsaid = house.record(), house.record(SALE)
+    house.desk().erase(late.recording_id, Cause.NO_LONGER_NEEDED, "dpo")
+    house.stores.admin.execute("UPDATE erasure SET deadline = now() - interval '1 second'")
+    sweeper = house.sweeper(clock=later(days=1, hours=1))
+    sweeper.escalate()
+
+    def figures():
+        sweeper.mind()
+        return [counted(each) for each in (metrics.ERASURES_OVERDUE, metrics.KINDS_MISSING, metrics.WITHOUT_BASIS)]
+
+    assert figures() == [1, 1, 0]
+    house.erase_all()
+    house.desk().dispose(unsaid.recording_id, Said(Disposition.ORDER), "desktop")
+    assert figures() == [0, 0, 0]
+    house.stores.admin.execute(
+        "WITH c AS (INSERT INTO call SELECT gen_random_uuid(), node, channel, line, basis, state, decision, arrived_at "
+        "           FROM call LIMIT 1 RETURNING call_id) "
+        "INSERT INTO recording (recording_id, call_id, node, channel, line, basis, notice, notice_version, purposes, "
+        "  lock_mode, prefix, authorised_at, retain_until, retention_inputs) "
+        "SELECT gen_random_uuid(), c.call_id, node, channel, line, basis, notice, notice_version, purposes, lock_mode, "
+        "  prefix, authorised_at, retain_until, retention_inputs FROM c, recording LIMIT 1"
+    )
+    assert figures() == [0, 0, 1]
+
+
 # Revocation
 
 
@@ -352,14 +378,21 @@ def test_alarm_near_the_deadline_and_at_its_breach_once_each_c4(house):
             sweeper.mind()
         return {how: counted(metrics.DEADLINES, how) - before[how] for how in before}
 
+    def open_now():
+        return [counted(metrics.REVOCATIONS_OPEN, deadline) for deadline in ("in_time", "near", "breached")]
+
     assert told() == {"near": 0, "breached": 0}
+    assert open_now() == [1, 0, 0]
     house.stores.admin.execute("UPDATE revocation SET alarm_at = now() - interval '1 second'")
     assert told() == {"near": 1, "breached": 0}
+    assert open_now() == [0, 1, 0]
     house.stores.admin.execute("UPDATE revocation SET deadline = now() - interval '1 second'")
     assert told() == {"near": 0, "breached": 1}
+    assert open_now() == [0, 0, 1]
     house.erase_all()
     house.stores.admin.execute("UPDATE revocation SET alarmed = ''")
     assert told() == {"near": 0, "breached": 0}
+    assert open_now() == [0, 0, 0]
     assert house.left(kept) == set()
 
 

@@ -62,7 +62,9 @@ def test_every_metric_is_fed():
 
 def test_what_stands_at_zero_from_the_beginning_is_what_the_page_lists():
     _, values = on_the_page()
-    for name, label in (("unrecorded", "reason"), ("uploads", "result"), ("revocation_deadlines", "how")):
+    for name, label in (
+        ("unrecorded", "reason"), ("uploads", "result"), ("revocation_deadlines", "how"), ("erasures", "cause"),
+    ):  # fmt: skip
         metric = next(each for each in vars(metrics).values() if getattr(each, "_name", "") == f"callrec_{name}")
         assert {sample.labels[label] for family in metric.collect() for sample in family.samples} == values[
             f"callrec_{name}_total"

@@ -17,6 +17,7 @@ import socket
 import time
 import uuid
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import gevent
@@ -127,16 +128,15 @@ def test_a_healthy_callrec_raises_no_alarm(watched):
 
 def test_what_the_database_shows_and_a_process_that_hangs(watched):
     node = watched.node
-    now, day = "now()", "interval '1 day'"
-    times = watched.execute(f"SELECT {now} AS now, {now} - 2 * {day} AS old, {now} + {day} AS later, {day} AS day")[0]
+    now = datetime.now(UTC)
     (sale,) = watched.execute("SELECT * FROM recording WHERE lock_mode = 'COMPLIANCE'")
-    old = sale | {"authorised_at": times["old"], "kind_known": False}
+    old = sale | {"authorised_at": now - timedelta(days=2), "kind_known": False}
     with frozen(node.pid("api")):
-        planted(watched, sale, authorised_at=times["now"])
-        planted(watched, old, stopped_at=times["now"] - times["day"] * 25 / 24)
-        waits = {"state": "finished", "version_id": None, "stopped_at": times["old"], "samples": 8000}
-        planted(watched, old, **waits, due_at=times["later"])
-        planted(watched, old, **waits, due_at=times["now"])  # and there is no file
+        planted(watched, sale, authorised_at=now)
+        planted(watched, old, stopped_at=now - timedelta(hours=25))
+        waits = {"state": "finished", "version_id": None, "stopped_at": now - timedelta(hours=1), "samples": 8000}
+        planted(watched, old, **waits, due_at=now + timedelta(days=1))
+        planted(watched, old, **waits, due_at=now)  # and there is no file
         recordings = [planted(watched, old, basis="consent") for _ in range(4)]
         watched.execute(
             "INSERT INTO erasure (recording_id, cause, deadline, due_at) VALUES (%s, 'order', now(), 'infinity')",
@@ -146,7 +146,7 @@ def test_what_the_database_shows_and_a_process_that_hangs(watched):
             "INSERT INTO hold (hold_id, recording_id, reason, case_reference, owner, placed_at, review_at) "
             "VALUES (gen_random_uuid(), %s, 'dispute', 'c', 'o', now(), now())", recordings[1:2],
         )  # fmt: skip
-        for recording, deadline in zip(recordings[2:], (times["later"], times["old"]), strict=True):
+        for recording, deadline in zip(recordings[2:], (now + timedelta(days=1), now - timedelta(days=2)), strict=True):
             watched.execute(
                 "WITH v AS (INSERT INTO revocation (revocation_id, request, received_at, channel, identification, "
                 "  scope, deadline, deadline_inputs, alarm_at) VALUES (gen_random_uuid(), %s, now(), 'email', "
