@@ -35,12 +35,6 @@ SPOOL_FILES = Gauge("callrec_spool_files", "Files in the spool", multiprocess_mo
 SPOOL_FREE = Gauge("callrec_spool_free_bytes", "Bytes that recordings may still take", multiprocess_mode="livemax")
 SPOOL_OLDEST = Gauge("callrec_spool_oldest_seconds", "Age of the oldest file in the spool", multiprocess_mode="livemax")
 SPOOL_ORPHANS = Gauge("callrec_spool_orphans", "Files in the spool without a row", multiprocess_mode="livemax")
-SPOOL_ROOM = Gauge(
-    "callrec_spool_room_bytes",
-    "Bytes until a limit of the spool ends new recordings",
-    ["limit"],
-    multiprocess_mode="livemin",
-)
 UPLOADS = Counter("callrec_uploads", "Attempts to store a recording, by result", ["result"])
 UPLOAD_SECONDS = Histogram(
     "callrec_upload_seconds", "Time to encrypt, put and verify a recording", buckets=(0.05, 0.1, 0.2, *_SLOW)

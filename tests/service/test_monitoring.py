@@ -36,7 +36,7 @@ from callrec.demo.stack import Stack
 
 CONSENT, REFUSAL = by_name("consent"), by_name("refusal")
 STEP = 2  # seconds between the points of a curve
-CHANGES = {"spool": {"max_size": "128MiB"}, "listen": UNHURRIED["listen"] | {"max_calls": 40}}
+CHANGES = {"spool": {"max_size": "512MiB"}, "listen": UNHURRIED["listen"] | {"max_calls": 40}}
 STARVED = {"CallrecHubLag"}  # what a machine that others use, too, may raise by itself
 
 
@@ -165,9 +165,9 @@ def test_a_spool_that_fills(watched):
     node = watched.node
     file = node.installation.spool / "rec" / f"{uuid.uuid4()}.wav"  # nobody's
     with file.open("wb") as growing:
-        growing.truncate(64 << 20)  # without taking the disk's room
+        growing.truncate(128 << 20)  # without taking the disk's room
         watched.raises("CallrecSpoolFillsUp")
-        growing.truncate(256 << 20)
+        growing.truncate(1 << 30)
         watched.raises("CallrecSpoolFull")
     wait_until(lambda: "listen: spool" in node.installation.missing(), 20, "listen to notice")
     assert "bridged" in facts(node.place(CONSENT.script))
