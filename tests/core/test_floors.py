@@ -62,7 +62,6 @@ FLOORS = {
     "recording.lifecycle": 1,
     "recording.objects": 1,
     "recording.inventory": 1,
-    "ledger.checkpoint": 1,
     "ledger.completeness": 1,
     "store.audit": 1,
     "store.db": 1,
@@ -106,7 +105,6 @@ FLOORS = {
     "ledger_cli": 4,
     "rights_cli": 4,
     "storage_cli": 4,
-    "ledger_cli": 4,
     "__main__": 5,
 }
 ROOM_FLOORS = {"demo": 3}  # every module of the room
