@@ -7,7 +7,8 @@ SELECT COALESCE(max(leaf_index) + 1, 0) AS size FROM ledger_leaf;
 -- Entries that have no leaf yet. Not simply those behind the last: transactions end in another order than they begin.
 -- Here and below each row looks by itself, in an index, whatever is known of the tables: a join that was planned for small
 -- tables would read all of them, in each step.
-SELECT e.entry_id, e.call_id, e.recording_id, e.ordinal, e.kind, e.body::text AS body, e.node, e.at, e.noted_at
+SELECT e.entry_id, e.call_id::text AS call, e.recording_id::text AS recording, e.ordinal, e.kind, e.body::text AS body,
+       e.node, (extract(epoch FROM e.at) * 1000000)::bigint AS at, (extract(epoch FROM e.noted_at) * 1000000)::bigint AS noted
   FROM ledger e
  WHERE e.entry_id > %(after)s AND (SELECT l.leaf_index FROM ledger_leaf l WHERE l.entry_id = e.entry_id) IS NULL
  ORDER BY e.entry_id LIMIT %(limit)s;

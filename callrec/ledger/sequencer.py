@@ -18,7 +18,7 @@ from callrec import metrics
 from callrec.errors import LedgerError, StatementRefusedError, StoreError
 from callrec.ledger import note, tree
 from callrec.ledger.checkpoint import Lineage, Signed
-from callrec.ledger.entry import Entry
+from callrec.ledger.entry import Leaf, leaf_of
 from callrec.ledger.note import Signer, Verifier
 from callrec.ledger.tree import Frontier
 from callrec.log import Log
@@ -134,7 +134,7 @@ class Sequencer:
         elif now >= self._late_at:
             self._after, self._late_at = self._records.settled(_LATE), now + _LATE_EVERY
         rows = self._records.pending(self._after, self._batch)
-        if rows and not self._extend([Entry.of_row(row) for row in rows], durable):
+        if rows and not self._extend([leaf_of(row) for row in rows], durable):
             self._frontier = Frontier()
             if self._records.size() == size:  # nobody was quicker
                 raise LedgerError("The tree has no room for what follows", detail=f"leaves behind {size} were removed")
@@ -146,11 +146,11 @@ class Sequencer:
             self._after, self._near_at = self._records.settled(_NEAR), now + _NEAR
         return False
 
-    def _extend(self, entries: list[Entry], durable: bool) -> bool:
+    def _extend(self, leaves: list[Leaf], durable: bool) -> bool:
         size = self._frontier.size
-        full = self._frontier.append(entry.leaf_hash() for entry in entries)
+        full = self._frontier.append(leaf.leaf_hash for leaf in leaves)
         try:
-            return self._records.extend(size, entries, full, durable=durable)
+            return self._records.extend(size, leaves, full, durable=durable)
         except StatementRefusedError:
             return False
         except BaseException:

@@ -4,11 +4,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
-from hashlib import sha256
 from typing import Any
 
 from callrec.errors import LedgerError
-from callrec.ledger.entry import canonical_json, canonical_leaf, canonical_time
+from callrec.ledger.entry import canonical_time, leaf_of
 
 MOST = 20  # of the entries that are wrong, and of the words against each claim
 
@@ -118,19 +117,12 @@ def wrong(row: Mapping[str, Any]) -> str:
     if row["at"] is None or row["noted"] is None:
         return "its row was changed: it has a time that no entry can have"
     try:
-        body = row["body_sha256"] if row["body"] is None else sha256(canonical_json(row["body"])).digest()
+        leaf = leaf_of(row)
     except LedgerError:
         return "its body was changed into what has no canonical form"
-    leaf = canonical_leaf(
-        at=canonical_time(row["at"]), body_sha256=body.hex(), call=row["call"], entry=row["entry_id"],
-        kind=row["kind"], node=row["node"], noted=canonical_time(row["noted"]), ordinal=row["ordinal"],
-        recording=row["recording"],
-    )  # fmt: skip
-    if sha256(b"\0" + leaf).digest() == row["leaf_hash"] and body == row["body_sha256"]:
-        return ""
-    return (
-        "its body was changed" if body != row["body_sha256"] else "its kind, node, ids, ordinal or times were changed"
-    )
+    if leaf.body_sha256 != row["body_sha256"]:
+        return "its body was changed"
+    return "" if leaf.leaf_hash == row["leaf_hash"] else "its kind, node, ids, ordinal or times were changed"
 
 
 def how(stored: Sequence[bytes], signed: Sequence[bytes]) -> str:

@@ -3,7 +3,7 @@
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from callrec.ledger.entry import Entry
+from callrec.ledger.entry import Leaf
 from callrec.ledger.tree import Node
 from callrec.store.db import Database, Row
 
@@ -30,7 +30,7 @@ class TreeRecords:
         return int(row["size"])
 
     def pending(self, after: int, limit: int) -> list[Row]:
-        """Rows of the ledger behind the entry `after` that have no leaf yet, in the order of their ids."""
+        """Entries behind `after` that have no leaf yet, in the order of their ids, as `leaf_of` takes them."""
         return self._database.run("tree_pending", {"after": after, "limit": limit}, timeout=30.0)
 
     def settled(self, seconds: float) -> int:
@@ -39,7 +39,7 @@ class TreeRecords:
         return int(row["entry_id"]) if row else 0
 
     def extend(
-        self, size: int, entries: Sequence[Entry], full: Sequence[tuple[Node, bytes]], *, durable: bool = True
+        self, size: int, leaves: Sequence[Leaf], full: Sequence[tuple[Node, bytes]], *, durable: bool = True
     ) -> bool:
         """Add leaves to the tree of this size, and every node that is full now. All or none.
 
@@ -51,9 +51,9 @@ class TreeRecords:
             {
                 "size": size,
                 "durable": durable,
-                "entries": _array(entry.entry_id for entry in entries),
-                "bodies": b"".join(entry.body_sha256 for entry in entries),
-                "leaves": b"".join(value for node, value in full if not node.level),
+                "entries": _array(leaf.entry_id for leaf in leaves),
+                "bodies": b"".join(leaf.body_sha256 for leaf in leaves),
+                "leaves": b"".join(leaf.leaf_hash for leaf in leaves),
                 "levels": _array(node.level for node, _ in above),
                 "positions": _array(node.position for node, _ in above),
                 "hashes": b"".join(value for _, value in above),

@@ -11,7 +11,7 @@ from psycopg import errors
 
 from callrec.errors import LedgerError, StoreError
 from callrec.ledger import note, tree
-from callrec.ledger.entry import Entry
+from callrec.ledger.entry import Entry, Leaf
 from callrec.ledger.note import Signer
 from callrec.ledger.tree import Frontier
 from callrec.store.rights import RightsRecords
@@ -168,11 +168,12 @@ def test_several_sequencers_and_appenders_at_once(ledger):
 def test_of_two_on_the_same_size_one_adds_nothing(ledger):
     ledger.append(3)
     entries = [Entry.of_row(row) for row in ledger.rows()]
+    leaves = [Leaf(entry.entry_id, entry.body_sha256, entry.leaf_hash()) for entry in entries]
     full = Frontier().append(entry.leaf_hash() for entry in entries)
-    assert ledger.records.extend(0, entries, full)
-    assert not ledger.records.extend(0, entries, full)
+    assert ledger.records.extend(0, leaves, full)
+    assert not ledger.records.extend(0, leaves, full)
     with pytest.raises(StoreError):
-        ledger.records.extend(3, entries, full)  # an entry has one place
+        ledger.records.extend(3, leaves, full)  # an entry has one place
     assert ledger.records.size() == 3
 
 
