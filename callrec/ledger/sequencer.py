@@ -108,14 +108,12 @@ class Sequencer:
             due = more is False or self._clock() >= self._sign_at
             if more is not None and due and self._sign() and not more:
                 metrics.LEDGER_SIGNED.set_to_current_time()
-        except StoreError:
-            self._frontier = Frontier()  # what was not durable may be lost
-            raise
-        except LedgerError as error:
-            self._frontier = Frontier()
-            if str(error) != self._said or self._clock() >= self._say_at:
-                self._said, self._say_at = str(error), self._clock() + _SAY
-                log.error("ledger_not_signed", size=self._frontier.size, why=self._said)
+        except (LedgerError, StoreError) as error:
+            size, self._frontier = self._frontier.size, Frontier()  # what was not durable may be lost, or another database come back
+            about = str(error)
+            if isinstance(error, LedgerError) and (about != self._said or self._clock() >= self._say_at):
+                self._said, self._say_at = about, self._clock() + _SAY
+                log.error("ledger_not_signed", size=size, why=about)
             raise
         return more is not False
 
@@ -174,6 +172,12 @@ class Sequencer:
                 return False  # another has sequenced, and signed, more than was here a moment ago
         if self._proved != (facts := (size, root, *earlier)):
             for each in earlier:
+                if each.size > size:
+                    raise LedgerError(
+                        "The ledger holds less than was signed",
+                        detail=f"{each.size} entries were, {size} are here",
+                        hint="Was the database restored? Then see callrec accept-restore --help",
+                    )
                 proof = tree.consistency_proof(each.size, size, self._records.read)
                 tree.verify_consistency(each.size, size, proof, each.root, root)
             self._proved = facts

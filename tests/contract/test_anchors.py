@@ -164,7 +164,7 @@ def test_a_database_put_back_is_not_signed_on(anchored, who):
     if who == "one started anew":
         anchors, sequencer = anchored.afresh()
         anchors.anchor()
-    assert_refused(anchored, sequencer, "never had these sizes")
+    assert_refused(anchored, sequencer, "holds less than was signed")
     keys = anchored.keys()
     anchored.afresh()[0].anchor()
     assert anchored.keys() == keys == [key(4), key(8), key(12)]
@@ -174,7 +174,7 @@ def test_what_was_cut_off_behind_the_last_anchor_is_remembered_by_who_signed_it(
     anchored.anchor(4)
     anchored.sign(3)
     anchored.cut_off(4)
-    assert_refused(anchored, anchored.sequencer, "never had these sizes")
+    assert_refused(anchored, anchored.sequencer, "holds less than was signed")
 
 
 @pytest.mark.parametrize("who", ["the same process", "one started anew"])
@@ -247,7 +247,7 @@ def test_an_anchor_is_not_hidden_by_a_later_version_or_a_delete_marker(anchored)
     anchors.look()
     assert anchors.trusted().note == genuine
     anchored.cut_off(0)
-    assert_refused(anchored, anchored.another(anchors=anchors), "never had these sizes")
+    assert_refused(anchored, anchored.another(anchors=anchors), "holds less than was signed")
 
 
 @pytest.mark.parametrize("what", ["no note", "of a stranger", "in the wrong place", "of another ledger", "too long"])
