@@ -120,6 +120,19 @@ def test_pages_and_anchors_meet_anywhere(ledger, monkeypatch):
         assert (report.entries, seen[-1]) == (34, (34, 34))
 
 
+def test_a_ledger_that_grows_meanwhile_holds(ledger, monkeypatch):
+    """What came while it was read is read, too: the last checkpoint already covers it."""
+    monkeypatch.setattr("callrec.ledger.examination.PAGE", 8)
+
+    def grow(done, of):
+        if done == of == 34:
+            ledger.grow(45, anchor=False)
+
+    report = ledger.examine(progress=grow)
+    assert report.holds, [claim.against for claim in report.claims.values()]
+    assert report.entries == 45
+
+
 def test_a_pruned_body_is_no_change_and_a_pruned_kind_is(ledger):
     ledger.tamper("ALTER TABLE ledger ALTER COLUMN body DROP NOT NULL")
     ledger.stores.admin.execute("ALTER TABLE ledger DROP CONSTRAINT IF EXISTS ledger_has_its_body")
@@ -298,7 +311,7 @@ def test_leaves_beside_an_anchor_are_believed_only_with_its_root(ledger):
     ledger.put(leaves_key(1, 30), leaves_since(13, 30, ledger.reading.leaves))
     first = ledger.examine().bad[0]
     assert first.place < 22 <= first.until + 1
-    for content in (b"", b"x" * 33, b"x" * 32 * 31):
+    for content in (b"", b"x" * 33, b"x" * 32 * 17, b"x" * 32 * 31):
         ledger.put(leaves_key(1, 30), content)
         assert ledger.examine().bad[0] == first
 
@@ -420,5 +433,8 @@ def test_what_a_restore_lost_is_not_asked_of_the_ledger_that_went_on(ledger):
     report = ledger.examine()
     assert report.holds, [claim.against for claim in report.claims.values()]
     assert "1 more prove what was lost" in report.claims[Subject.ANCHORS].says
+    for origin in (ORIGIN, f"{ORIGIN}/2"):  # nobody is freed of an anchor by an entry that anybody could write
+        ledger.appender.entry("restore_accepted", {"anchored": {"origin": origin}, "kept": None})
+    assert ledger.examine().anchors == report.anchors == len(SIZES)
     ledger.tamper("UPDATE ledger SET kind = 'other' WHERE entry_id = 3")
     assert ledger.examine().bad[0].entry_id == 3
