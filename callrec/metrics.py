@@ -66,7 +66,7 @@ DEADLINES = Counter(
 REVOCATIONS_OPEN = Gauge(
     "callrec_revocations_open",
     "Revocations not yet carried out, by how near their deadline is",
-    ["deadline"],
+    ["how"],
     multiprocess_mode="livemax",
 )
 ERASURES_OVERDUE = Gauge(
