@@ -3,14 +3,13 @@
 import argparse
 import logging
 import os
-import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeAlias
 from uuid import UUID
 
-from callrec import __version__, ledger_cli, log, rights_cli, service, storage_cli, tables
+from callrec import __version__, evidence_cli, ledger_cli, log, rights_cli, service, storage_cli, tables
 from callrec.check import as_json, check, failed, render
 from callrec.config import Config, load, parse
 from callrec.credentials import generate, generate_ledger_key
@@ -72,6 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     rights_cli.add_commands(commands, _command)
     storage_cli.add_commands(commands, _command)
     ledger_cli.add_commands(commands, _command)
+    evidence_cli.add_commands(commands, _command)
     return parser
 
 
@@ -147,19 +147,13 @@ def _looking(commands: Commands) -> None:
     play.add_argument("recording", type=UUID, help="the recording's id")
     play.add_argument("-o", "--output", type=Path, required=True, metavar="FILE.wav", help="where to write it")
     play.add_argument("-p", "--purpose", required=True, help="what for; the recording's basis says what may be")
-    play.add_argument("--account", type=_account, help="who listens: an account's id, not a name")
+    play.add_argument("--account", type=rights_cli.account, help="who listens: an account's id, not a name")
 
 
 def _count(text: str) -> int:
     if not text.isdecimal() or not 0 < int(text) <= _MOST_ROWS:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 to {_MOST_ROWS}")
     return int(text)
-
-
-def _account(text: str) -> str:
-    if not re.fullmatch(r"[\w.@+-]{1,64}", text):
-        raise argparse.ArgumentTypeError(f"{text!r} is no account: 1 to 64 letters, digits and . _ @ + -")
-    return text
 
 
 def _calls(commands: Commands) -> None:

@@ -12,6 +12,7 @@ from typing import TypeAlias
 from callrec import service, tables
 from callrec.config import load
 from callrec.errors import CallrecError, LedgerError
+from callrec.ledger import verify as bundles
 from callrec.ledger.archive import Archive, BucketArchive, DirectoryArchive
 from callrec.ledger.checkpoint import Lineage
 from callrec.ledger.examination import Examination
@@ -27,10 +28,12 @@ _MOST_MINUTES = 525_600
 _MOST_SHOWN = 1000  # findings
 
 _VERIFY = """\
-Reads the whole ledger, computes the hash of every entry and the tree over them, and compares its root with every
-checkpoint that was anchored in S3. The database is believed nothing, and the bucket nothing but what a key signed that
-is given here or in [ledger] verifiers. Says of each claim whether it holds, and names the first bad entry. Exit status
-1 when one does not hold. A million entries take less than a minute. Needs the credentials of api."""
+Of a bundle it says in words what holds, offline; callrec/ledger/verify.py does the same alone, for those who have no
+callrec. With --ledger it reads the whole ledger, computes the hash of every entry and the tree over them, and compares
+its root with every checkpoint that was anchored in S3: it believes the database nothing, and the bucket nothing but what
+a key signed that is given here or in [ledger] verifiers. It says of each claim whether it holds, and names the first bad
+entry. A million entries take less than a minute. Needs the credentials of api. Exit status 1 when anything does not
+hold."""
 
 _AUDIT = """\
 Compares calls, ledger, object store and this node's spool, each way, as `sweep` does every day, and lists what is not
@@ -45,14 +48,15 @@ def add_commands(commands: Commands, command: Command) -> None:
 
 
 def _add_verify(commands: Commands, command: Command) -> None:
-    verify = command(commands, "verify", None, "say whether the ledger is what was signed", _VERIFY)
+    verify = command(commands, "verify", None, "say whether a bundle, or the whole ledger, is what was signed", _VERIFY)
     verify.set_defaults(run=partial(_verify, verify))
+    verify.add_argument("bundle", nargs="?", type=Path, help="a file that `callrec evidence` wrote: verified offline")
     verify.add_argument("--ledger", action="store_true", help="verify the whole ledger in the database")
     verify.add_argument(
         "--anchors", type=Path, metavar="DIR", help="a copy of the bucket of checkpoints, instead of the bucket"
     )
     verify.add_argument(
-        "--key", action="append", type=_key, metavar="NAME+ID+KEY",
+        "--key", action="append", type=verifier, metavar="NAME+ID+KEY",
         help="a public key to believe, instead of the configured ones; may be repeated",
     )  # fmt: skip
     verify.add_argument(
@@ -72,7 +76,8 @@ def _add_audit(commands: Commands, command: Command) -> None:
     audit.add_argument("--json", action="store_true", help="one JSON object a finding")
 
 
-def _key(text: str) -> Verifier:
+def verifier(text: str) -> Verifier:
+    """A public key as an argument."""
     try:
         return Verifier.parse(text)
     except LedgerError as error:
@@ -86,8 +91,11 @@ def _minutes(text: str) -> int:
 
 
 def _verify(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
-    if not args.ledger:
-        parser.error("say what to verify: --ledger")
+    if args.ledger == bool(args.bundle):
+        parser.error("say what to verify: a bundle, or --ledger")
+    if args.bundle:
+        keys = args.key or load(args.config).ledger.verifiers
+        return bundles.main([str(args.bundle), *(f"--key={key}" for key in keys)])
     config = load(args.config)
     lineage = _lineage(args.key) if args.key else config.ledger.lineage
     show = _progress if sys.stderr.isatty() else None

@@ -4,6 +4,7 @@ import argparse
 import getpass
 import hashlib
 import os
+import re
 import sys
 from collections.abc import Callable, Collection, Sequence
 from datetime import UTC, datetime
@@ -123,6 +124,13 @@ def _lookup_keys(commands: Commands, command: Command) -> None:
         "missing, and callers can't be found.",
     )  # fmt: skip
     keys.add_argument("--json", action="store_true", help="one JSON object a line")
+
+
+def account(text: str) -> str:
+    """An account's id, as an argument."""
+    if not re.fullmatch(r"[\w.@+-]{1,64}", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no account: 1 to 64 letters, digits and . _ @ + -")
+    return text
 
 
 def own_account() -> str:

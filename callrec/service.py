@@ -3,7 +3,7 @@
 `listen` has no S3 credentials, `ship` no event socket: each is a process that is given what its work needs.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
@@ -23,8 +23,11 @@ from callrec.esl.registry import Registry
 from callrec.esl.watcher import Watcher
 from callrec.ledger.anchors import Anchors
 from callrec.ledger.audit import Audit
+from callrec.ledger.bundle import Exporter
 from callrec.ledger.caller import Lookup, LookupKeys, conceal
+from callrec.ledger.receipt import Controller
 from callrec.ledger.sequencer import Sequencer
+from callrec.ledger.verify import Verifier
 from callrec.log import Log
 from callrec.process import Role
 from callrec.recording import lifecycle
@@ -42,6 +45,7 @@ from callrec.sound import Sounds
 from callrec.store import live
 from callrec.store.audit import AuditRecords
 from callrec.store.db import Database
+from callrec.store.evidence import EvidenceRecords
 from callrec.store.orders import OrderDesk, send
 from callrec.store.records import CallRecords
 from callrec.store.rights import RightsRecords
@@ -145,6 +149,25 @@ def audit(config: Config) -> Iterator[tuple[Audit, AuditRecords]]:
             yield Audit(records, bucket, directory), records
         finally:
             bucket.close()
+
+
+@contextmanager
+def exporter(config: Config, verifiers: Sequence[Verifier]) -> Iterator[Exporter]:
+    """What makes evidence bundles, with the credentials of `api`. `verifiers`: the ledger's public keys."""
+    with database(config, "api") as store, player(config) as opens:
+        operator = config.operator
+        yield Exporter(
+            EvidenceRecords(store, node=config.node),
+            TreeRecords(store),
+            opens,
+            Controller(
+                operator.name, operator.address, operator.contact, operator.country, operator.language,
+                config.storage.region,
+            ),
+            notices=config.notices,
+            lines={line.id: line.number for line in config.policy.lines.values()},
+            verifiers=verifiers,
+        )  # fmt: skip
 
 
 def desk(config: Config, store: Database) -> Desk:

@@ -141,7 +141,8 @@ class House:
         """A recording that has come as far as `until`: authorised, recording, finished, stored."""
         facts = make_facts(LINES[kind])
         caller = conceal(number, keys, PUBLIC) if number else None
-        self._calls.authorise(facts, "granted", make_notes("basis_established"), caller, timeout=5, reference=reference)
+        notes = make_notes("notice_completed", "basis_established")
+        self._calls.authorise(facts, "granted", notes, caller, timeout=5, reference=reference)
         at = datetime.now(UTC)
         with wave.open(str(self.spool.path(facts.recording_id)), "wb") as file:
             file.setnchannels(2)

@@ -38,6 +38,10 @@ class Retention:
     years: int = 0
     months: int = 0
 
+    def __str__(self) -> str:
+        """As ISO 8601 writes it: P3Y, P3M."""
+        return f"P{f'{self.years}Y' if self.years else ''}{f'{self.months}M' if self.months else ''}"
+
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
@@ -90,6 +94,16 @@ class Basis:
     withdraw_keys: str = ""  # pressed during the conversation, in this order; empty where nothing can be withdrawn
     wait_seconds: float = 5.0  # for a key, after the notice and after each repeat
     repeats: int = 2  # of the question, before silence or a wrong key counts as no consent (A7)
+
+    def proof(self) -> dict[str, object]:
+        """What a recording is made on, and what is promised of it: fixed before its first sample (A9)."""
+        return {
+            "basis": self.id,
+            "citation": self.citation,
+            "gdpr_article_6": self.gdpr_article_6,
+            "retention": str(self.retention),
+            "purposes": sorted(self.purposes),
+        }
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ at once in one thread, under gevent and without it.
 import ctypes
 import os
 import pwd
+import random
 import re
 import shutil
 import signal
@@ -38,6 +39,7 @@ _PACKAGES = {
     "promtool": "prometheus",
 }
 _PR_SET_PDEATHSIG = 1
+_PORTS = range(20_000, 32_000)  # below those that Linux gives to connections
 _DONE = object()
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -49,10 +51,16 @@ class PortTakenError(CallrecError):
 
 
 def free_port() -> int:
-    """A TCP port of 127.0.0.1 that nobody listens on. Another program may still be quicker: see PortTakenError."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A TCP port of 127.0.0.1 that nobody listens on. Another program may still be quicker: see PortTakenError.
+
+    Of those that no connection of anybody's is given by itself; where all are taken, one of these.
+    """
+    candidates = random.sample(_PORTS, 100)
+    for port in (*candidates, 0):
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return int(probe.getsockname()[1])
+    raise CallrecError("No port is free")
 
 
 def program(name: str) -> str:

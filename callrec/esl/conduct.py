@@ -254,8 +254,8 @@ class Conduct:
                 case do.Release():
                     self._release()
                 case do.Started():
-                    self.node.records.started(self.facts, command.at or datetime.now(UTC))
-                    self._note("recording_started", {"recording": str(self.facts.recording_id)})
+                    self.node.records.started(self.facts, at := command.at or datetime.now(UTC))
+                    self._note("recording_started", {"recording": str(self.facts.recording_id), "at": on.iso(at)})
                 case do.Finish():
                     self._finish(command)
                 case do.Discard():
@@ -277,12 +277,11 @@ class Conduct:
             return on.BasisMissing(reason)
         basis, caller = self.call.rule.basis, self._conceal()
         commitment = {"caller_commitment": caller.commitment} if caller is not None else {}
-        about = {"basis": basis.id, "citation": basis.citation, "decision": self.call.decision, **commitment}
-        about["recording"] = str(self.facts.recording_id)
+        about = {"decision": self.call.decision, "recording": str(self.facts.recording_id), **commitment}
         more: dict[str, Any] = {"timeout": self.node.decision_timeout}
         if caller is None and basis.kind is BasisKind.CONSENT and self.node.refer is not None:
             self._code, more["reference"] = self.node.refer()
-        established = self._noted("basis_established", about | {"purposes": sorted(basis.purposes)})
+        established = self._noted("basis_established", basis.proof() | about)
         begun = time.monotonic()
         try:
             self.node.records.authorise(self.facts, self.call.decision, [*self._notes, established], caller, **more)
@@ -349,7 +348,8 @@ class Conduct:
 
     def _finish(self, command: do.Finish) -> None:
         at = command.at or datetime.now(UTC)
-        self._note("recording_stopped", {"samples": command.samples, "abrupt": command.abrupt})
+        how = {"samples": command.samples, "abrupt": command.abrupt}
+        self._note("recording_stopped", {"at": on.iso(at), **how})
         self._flush()
         self.node.records.finished(self.facts.recording_id, at, command.samples, abrupt=command.abrupt)
 

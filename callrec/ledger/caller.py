@@ -67,10 +67,15 @@ def conceal(number: str, lookup_keys: LookupKeys, public_key: bytes) -> Conceale
         lookup=lookup_keys.newest(number),
         salt=salt,
         sealed=SealedBox(PublicKey(public_key)).encrypt(text),
-        commitment=hmac.digest(salt, text, "sha256").hex(),
+        commitment=commitment(number, salt),
     )
 
 
 def look_up(text: str, key: bytes) -> bytes:
     """The index under which the calls of an E.164 number are found, or that of a reference code."""
     return hmac.digest(key, text.encode(), "sha256")
+
+
+def commitment(number: str, salt: bytes) -> str:
+    """What stands in the ledger for this E.164 number and this salt of 32 bytes: 64 hexadecimal digits."""
+    return hmac.digest(salt, number.encode(), "sha256").hex()

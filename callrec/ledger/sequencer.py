@@ -109,7 +109,8 @@ class Sequencer:
             if more is not None and due and self._sign() and not more:
                 metrics.LEDGER_SIGNED.set_to_current_time()
         except (LedgerError, StoreError) as error:
-            size, self._frontier = self._frontier.size, Frontier()  # what was not durable may be lost, or another database come back
+            # What was not durable may be lost, or another database come back.
+            size, self._frontier = self._frontier.size, Frontier()
             about = str(error)
             if isinstance(error, LedgerError) and (about != self._said or self._clock() >= self._say_at):
                 self._said, self._say_at = about, self._clock() + _SAY

@@ -11,7 +11,7 @@ A stored tree keeps the hash of every full subtree under its Node, (level, posit
 node (l, p) stands over the leaves p * 2^l to (p + 1) * 2^l - 1. Such a hash never changes while the tree grows, so that
 the store only ever appends, and it can be asked for the root and the proofs of every earlier size.
 
-The module needs the standard library alone: who verifies need not have the rest of callrec.
+What verifies an inclusion is in ledger/verify.py: who verifies need not have the rest of callrec.
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -19,9 +19,13 @@ from hashlib import sha256
 from typing import NamedTuple, Self
 
 from callrec.errors import LedgerError
+from callrec.ledger.verify import HASH_BYTES, MAX_SIZE, leaf_hash, node_hash, sides, verify_inclusion
 
-HASH_BYTES = 32
-MAX_SIZE = 2**63 - 1  # what a bigint holds
+__all__ = [
+    "EMPTY_ROOT", "HASH_BYTES", "MAX_SIZE", "Frontier", "Node", "Read", "consistency_proof", "inclusion_proof",
+    "leaf_hash", "node_hash", "verify_consistency", "verify_inclusion",
+]  # fmt: skip
+
 EMPTY_ROOT = sha256().digest()
 
 
@@ -34,14 +38,6 @@ class Node(NamedTuple):
 
 Read = Callable[[Collection[Node]], Mapping[Node, bytes]]
 """Gives the hashes of stored nodes; leaves out those that are not there. It is called once for each question below."""
-
-
-def leaf_hash(data: bytes) -> bytes:
-    return sha256(b"\x00" + data).digest()
-
-
-def node_hash(left: bytes, right: bytes) -> bytes:
-    return sha256(b"\x01" + left + right).digest()
 
 
 # Growing
@@ -122,22 +118,9 @@ def consistency_proof(first: int, second: int, read: Read) -> list[bytes]:
     return _roots(reversed(beside), read)
 
 
-# Verifying, without the tree. Size and root belong together, and are believed because a checkpoint says both: some
-# proofs hold for the same root at other sizes too, so a size from elsewhere proves nothing.
-
-
-def verify_inclusion(leaf: bytes, index: int, size: int, proof: Sequence[bytes], root: bytes) -> None:
-    """That the leaf of this hash stands at `index` in the tree of this size and root; LedgerError if not.
-
-    RFC 9162, 2.1.3.2.
-    """
-    if not 0 <= index < size <= MAX_SIZE:
-        raise LedgerError("The tree has no such leaf", detail=f"index {index}, size {size}")
-    above = _checked(leaf)
-    for beside, on_the_left in zip(proof, _sides(index, size - 1, len(proof)), strict=True):
-        above = node_hash(_checked(beside), above) if on_the_left else node_hash(above, _checked(beside))
-    if above != _checked(root):
-        raise LedgerError("The entry is not in the tree", detail="its proof leads to another root")
+# Verifying, without the tree; of an inclusion in ledger/verify.py. Size and root belong together, and are believed
+# because a checkpoint says both: some proofs hold for the same root at other sizes too, so a size from elsewhere proves
+# nothing.
 
 
 def verify_consistency(first: int, second: int, proof: Sequence[bytes], first_root: bytes, second_root: bytes) -> None:
@@ -163,7 +146,7 @@ def verify_consistency(first: int, second: int, proof: Sequence[bytes], first_ro
     known = (first & -first).bit_length() - 1  # the height of the last full subtree of the first tree
     old = new = _checked(path[0])
     for beside, on_the_left in zip(
-        path[1:], _sides(first - 1 >> known, second - 1 >> known, len(path) - 1), strict=True
+        path[1:], sides(first - 1 >> known, second - 1 >> known, len(path) - 1), strict=True
     ):
         if on_the_left:
             old = node_hash(_checked(beside), old)
@@ -172,23 +155,6 @@ def verify_consistency(first: int, second: int, proof: Sequence[bytes], first_ro
             new = node_hash(new, _checked(beside))
     if old != first_root or new != second_root:
         raise LedgerError("The tree was rewritten", detail=f"size {second} does not begin with what size {first} was")
-
-
-def _sides(place: int, last: int, length: int) -> list[bool]:
-    """Of each hash of a proof, whether it belongs on the left; LedgerError if the proof has another length.
-
-    It leads from the node at `place` up to the root, where its level ends with the node at `last`.
-    """
-    sides = []
-    while last:
-        if place & 1:
-            sides.append(True)
-        elif place < last:
-            sides.append(False)  # else it stands alone on the right border, and is its own parent
-        place, last = place >> 1, last >> 1
-    if len(sides) != length:
-        raise LedgerError("The proof has a wrong length", detail=f"{length} hashes instead of {len(sides)}")
-    return sides
 
 
 def _checked(value: bytes) -> bytes:

@@ -50,37 +50,53 @@ class Player:
         AccessDeniedError, noted too, for a purpose that this recording may not serve (B4-B6, B9, B10). EnvelopeError
         when what is stored is not what was recorded: the pieces given until then may not be used.
         """
-        row = self._find(listening.recording_id)
-        if listening.purpose in self._denied or not (
-            listening.purpose in row["purposes"] or listening.purpose in self._rights
-        ):
+        row = self.find(listening.recording_id)
+        if not self.serves(listening.purpose, row["purposes"]):
             self._note("access_denied", listening, row)
-            allowed = ", ".join(sorted({*row["purposes"], *self._rights} - set(self._denied)))
-            raise AccessDeniedError(
-                f"This recording may not be heard for the purpose {listening.purpose!r}",
-                detail=f"Its basis is {row['basis']}",
-                hint=f"Purposes that it may serve: {allowed}",
-            )
-        if row["withdrawn"] or (row["held"] and listening.purpose not in self._rights):
+            raise self.denial(listening.purpose, row)
+        if barred := self.barred(row, listening.purpose):
             self._note("access_denied", listening, row)
-            raise AccessDeniedError(
-                "This recording may not be heard",
-                detail="It is being erased, or its consent was withdrawn" if row["withdrawn"] else "It is held (E11)",
-            )
-        if row["state"] != "stored":
-            raise CallrecError("This recording can't be heard", detail=f"It is {row['state']}")
-        if row["sealed"] is None:
-            raise CallrecError("This recording can't be heard", detail="Its key is gone")
+            raise AccessDeniedError("This recording may not be heard", detail=barred)
+        if missing := self.missing(row):
+            raise CallrecError("This recording can't be heard", detail=missing)
         self._note("access_granted", listening, row)
-        return self._pieces(row)
+        return self.pieces(row)
 
-    def _find(self, recording_id: UUID) -> dict[str, Any]:
+    def serves(self, purpose: str, purposes: Collection[str]) -> bool:
+        """Whether a purpose may be served, by what has these purposes of its own."""
+        return purpose not in self._denied and (purpose in purposes or purpose in self._rights)
+
+    def denial(self, purpose: str, about: Mapping[str, Any]) -> AccessDeniedError:
+        """What to say of a purpose that is not served. `about` has the basis and its purposes."""
+        allowed = ", ".join(sorted({*(about["purposes"] or ()), *self._rights} - set(self._denied)))
+        return AccessDeniedError(
+            f"This recording may not be heard for the purpose {purpose!r}",
+            detail=f"Its basis is {about['basis']}",
+            hint=f"Purposes that it may serve: {allowed}",
+        )
+
+    def barred(self, row: Mapping[str, Any], purpose: str) -> str:
+        """Why nobody may hear it now, even for a purpose that it serves; empty where it may be heard."""
+        if row["withdrawn"]:
+            return "It is being erased, or its consent was withdrawn"
+        return "It is held (E11)" if row["held"] and purpose not in self._rights else ""
+
+    @staticmethod
+    def missing(row: Mapping[str, Any]) -> str:
+        """Why it can't be opened; empty where it can."""
+        if row["state"] != "stored":
+            return f"It is {row['state']}"
+        return "Its key is gone" if row["sealed"] is None else ""
+
+    def find(self, recording_id: UUID) -> dict[str, Any]:
+        """What is known of a recording."""
         rows = self._run("sealed_recording", {"recording_id": recording_id})
         if not rows:
             raise CallrecError("There is no such recording", hint="`callrec recordings` lists them")
         return rows[0]
 
-    def _pieces(self, row: Mapping[str, Any]) -> Iterator[bytes]:
+    def pieces(self, row: Mapping[str, Any]) -> Iterator[bytes]:
+        """The plain file. Whoever calls this has noted it."""
         key = envelope.unseal(bytes(row["sealed"]), self._private_key)
         digest = hashlib.sha256()
         for piece in envelope.decrypt(

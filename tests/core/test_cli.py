@@ -27,6 +27,7 @@ COMMANDS = [
     "run", "listen", "ship", "check", "migrate", "prompts", "keys", "calls", "recordings", "ledger", "play", "mask",
     "unmask", "stop", "withdraw", "demo", "sweep", "api", "revoke", "identify", "dispose", "hold", "release", "holds",
     "erase", "erasures", "adopt", "audit", "replay-erasures", "accept-restore", "storage", "lifecycle", "worm-probe",
+    "evidence", "lookup-keys",
     "verify",
 ]  # fmt: skip
 SECRETS = {
@@ -206,7 +207,7 @@ def test_a_key_that_replaces_the_ledgers_is_made_alone(call):
     assert "PRIVATE_KEY" not in out
     assert "callrec keys --ledger --origin" in call("keys", "-c", "/nowhere")[1], "and without a name it is said how"
     status, _, err = call("keys", "--ledger", "--origin", "not a name")
-    assert (status, "can't name a key" in err) == (1, True)
+    assert (status, "This is no key" in err) == (1, True)
 
 
 def test_a_reader_who_goes_away_is_no_fault(tmp_path):

@@ -302,7 +302,8 @@ def test_the_notes_of_a_call_are_in_order_and_numbered_upwards(stage):
         entry[1].body for entry in stage.journal if entry[0] == "entry" and entry[1].kind == "basis_established"
     )
     assert basis == {
-        "basis": "consent", "citation": "art. 6", "purposes": ["quality"], "decision": "granted",
+        "basis": "consent", "citation": "art. 6", "gdpr_article_6": "a", "retention": "P3M",
+        "purposes": ["quality"], "decision": "granted",
         "recording": str(stage.conduct.facts.recording_id), "caller_commitment": "c" * 64,
     }  # fmt: skip
 

@@ -1,0 +1,69 @@
+"""The command that puts the proof of one call into a file."""
+
+import argparse
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TypeAlias
+
+from callrec import service
+from callrec.config import Config, load
+from callrec.errors import CallrecError
+from callrec.ledger.bundle import Request
+from callrec.ledger.caller import commitment
+from callrec.ledger_cli import verifier
+from callrec.recording import envelope
+from callrec.rights_cli import account, own_account
+from callrec.store.evidence import Case, caller_of
+
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+Command: TypeAlias = Callable[..., argparse.ArgumentParser]
+
+
+def add_commands(commands: Commands, command: Command) -> None:
+    """Add the commands. `command(commands, name, run, text, more)` makes one of them."""
+    evidence = command(
+        commands, "evidence", _evidence, "put all that proves one call into a file that verifies offline",
+        "That it was asked for is in the ledger before anything is written. Needs the credentials of api, the private "
+        "key, and a running `sweep`, which signs the ledger.",
+    )  # fmt: skip
+    evidence.add_argument("call", help="the call's id, its recording's, or FreeSWITCH's of its channel")
+    evidence.add_argument("-o", "--output", type=Path, required=True, metavar="FILE.zip", help="where to write it")
+    evidence.add_argument("-p", "--purpose", required=True, help="what for: as for `callrec play`")
+    evidence.add_argument("--account", type=account, help="who asks: an account's id, not a name (you)")
+    more = "for the person who called alone: with the number; needs sweep's password for Postgres"
+    evidence.add_argument("--with-number", action="store_true", help=more)
+    more = "a public key that the file must verify by (those of the configuration)"
+    evidence.add_argument("--key", action="append", type=verifier, metavar="NAME+ID+KEY", help=more)
+
+
+def _evidence(args: argparse.Namespace) -> None:
+    config = load(args.config)
+    request = Request(args.call, args.purpose, args.account or own_account())
+    opening = (lambda case: _opening(config, case)) if args.with_number else None
+    unfinished = args.output.with_name(f"{args.output.name}.{os.getpid()}.part")
+    try:
+        with os.fdopen(os.open(unfinished, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600), "w+b") as out:
+            try:
+                with service.exporter(config, args.key or config.ledger.verifiers) as exporter:
+                    exporter.export(request, out, opening)
+                out.close()  # before it gets its name: a full disk is noticed now at the latest
+                unfinished.rename(args.output)
+            finally:
+                unfinished.unlink(missing_ok=True)
+    except OSError as error:
+        raise CallrecError(f"{args.output} can't be written", detail=error.strerror or "") from None
+    print(f"wrote {args.output}, and verified it")
+
+
+def _opening(config: Config, case: Case) -> Mapping[str, str]:
+    """What shows whose call it was. `sweep` may read the caller's row, and `api` opens it: neither can do both."""
+    with service.database(config, "sweep") as store:
+        found = caller_of(store, case.call_id)
+    if found is None:
+        raise CallrecError(
+            "The number of this call is not known", detail="It was withheld, was never kept, or is erased"
+        )
+    salt, sealed = found
+    number = envelope.unseal(sealed, config.secrets.private_key()).decode()
+    return {"number": number, "salt": salt.hex(), "commitment": commitment(number, salt)}
