@@ -134,9 +134,7 @@ def test_a_ledger_that_grows_meanwhile_holds(ledger, monkeypatch):
 
 
 def test_a_pruned_body_is_no_change_and_a_pruned_kind_is(ledger):
-    ledger.tamper("ALTER TABLE ledger ALTER COLUMN body DROP NOT NULL")
-    ledger.stores.admin.execute("ALTER TABLE ledger DROP CONSTRAINT IF EXISTS ledger_has_its_body")
-    ledger.tamper("UPDATE ledger SET body = NULL WHERE entry_id = 7")
+    ledger.stores.admin.execute("UPDATE ledger SET body = NULL WHERE entry_id = 7")  # as the pruner may
     report = ledger.examine()
     assert report.holds
     assert report.pruned == 1
