@@ -61,7 +61,7 @@ log = Log(__name__)
 _DRAIN = 20.0  # seconds that calls in their interview have to end before they are released as they are
 _ROOM = 1.0  # seconds between looks at the spool
 _PROOF = 2.0  # seconds between looks at what the last probe found
-_SIGN = 0.25  # seconds between signatures of the ledger, half as much again at most: it is a second behind at the worst
+_SIGN = 0.25  # seconds between signatures of the ledger, half as much again at most
 _MEASURE = 5.0  # seconds between looks at what waits for a signature
 
 ROLES = ("listen", "ship", "sweep", "api")

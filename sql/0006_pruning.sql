@@ -12,7 +12,7 @@ $$;
 
 -- A body is missing only where it was pruned. Nobody is granted to write pruned_at, so none can be missing from the
 -- beginning. For the rest see 0003_tree.sql. A function, which Postgres compiles once a connection: the expression itself
--- it reads anew for each statement, and that took a quarter of an INSERT's time. NOT VALID, for the ledger is not to stand
+-- it reads anew for each statement. NOT VALID, for the ledger is not to stand
 -- still while it is read: what is there passed the constraint of 0003, and its bodies were NOT NULL until here.
 CREATE FUNCTION ledger_can_be_hashed(body jsonb, at timestamptz, pruned_at timestamptz) RETURNS boolean
     LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog AS $$

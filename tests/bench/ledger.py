@@ -4,8 +4,7 @@
 
 pgbench appends from two hundred connections at once, one INSERT a transaction, fsync on: in turn into the ledger, as
 `listen` and with the sequencer at work, and the same rows into a plain table with the same columns and a primary key,
-and nothing else. It is the hardest client: callrec itself appends from a few connections, many notes at a time, and
-spends far more of the processor beside Postgres, so that a difference would show less.
+and nothing else. (callrec itself appends from a few connections, many notes at a time.)
 
 The lag is that of each entry: from when Postgres took it until a checkpoint that covers it was signed. A proof of one
 among a million is what the evidence of an entry takes: its leaf, the hashes beside it, and the test against the root.
