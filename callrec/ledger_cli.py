@@ -30,10 +30,10 @@ _MOST_SHOWN = 1000  # findings
 _VERIFY = """\
 Of a bundle it says in words what holds, offline; callrec/ledger/verify.py does the same alone, for those who have no
 callrec. With --ledger it reads the whole ledger, computes the hash of every entry and the tree over them, and compares
-its root with every checkpoint that was anchored in S3: it believes the database nothing, and the bucket nothing but what
-a key signed that is given here or in [ledger] verifiers. It says of each claim whether it holds, and names the first bad
-entry. A million entries take less than a minute. Needs the credentials of api. Exit status 1 when anything does not
-hold."""
+its root with every checkpoint that was anchored in S3: it believes the database nothing, and the bucket nothing but
+what a key signed that is given here or in [ledger] verifiers. It says of each claim whether it holds, and names the
+first bad entry. A million entries take less than a minute. Needs the credentials of api. Exit status 1 when anything
+does not hold."""
 
 _AUDIT = """\
 Compares calls, ledger, object store and this node's spool, each way, as `sweep` does every day, and lists what is not
