@@ -46,7 +46,7 @@ def opened(house, kind):
     return next(row for row in records_of(house).open_findings(1000) if row["kind"] == kind)
 
 
-def over(house, kept, kind=BasisKind.CONSENT, notes=("recording_started", "recording_stopped"), first=2):
+def over(house, kept, kind=BasisKind.CONSENT, notes=("recording_started", "recording_stopped"), first=3):
     """The call ends, with the notes that a listener makes of it."""
     ids = {"call_id": kept.call_id, "recording_id": kept.recording_id, "channel": kept.channel}
     facts = make_facts(LINES[kind], **ids)
@@ -123,7 +123,7 @@ def entry_removed(house, kept):
 
 
 def note_removed(house, kept):
-    over(house, kept, notes=["recording_masked", "recording_unmasked"], first=4)
+    over(house, kept, notes=["recording_masked", "recording_unmasked"], first=5)
     tamper(house, "DELETE FROM ledger WHERE kind = 'recording_masked' AND call_id = %s", kept.call_id)
     return {("ordinal_gap", str(kept.call_id))}
 

@@ -23,9 +23,8 @@ from callrec.demo.scenarios import by_name
 from callrec.demo.stack import Stack
 from callrec.demo.switch import SimCall
 from callrec.errors import StorageError
-from callrec.recording import bucket, lifecycle
+from callrec.recording import lifecycle
 from callrec.recording.exchange import BYPASS
-from callrec.recording.objects import S3Objects
 from callrec.rights.erasure_steps import Step
 from callrec.store import live
 
@@ -72,22 +71,10 @@ def credentials(node):
     """The bucket as each who has anything to do with it: our four credentials, and the administrator who owns it."""
     config = node.installation.config
     with contextlib.ExitStack() as ends:
-        found = {role: service.objects(config, role) for role in ("ship", "sweep", "api")}
+        found = {role: service.objects(config, role) for role in ("ship", "sweep", "api", "checkpoint")}
         found["owner"] = node.installation.objects()
-        name = f"{config.storage.bucket}-checkpoint"
-        keys = node.stack.s3_users(name)[name]
-
-        def connect(at, to):
-            return S3Objects(
-                endpoint=at.endpoint, region=at.region, bucket=to, access_key=at.access_key, secret_key=at.secret_key
-            )
-
-        found["checkpoint"] = connect(keys, config.storage.bucket)
-        its_own = connect(node.stack.s3, name)
-        for objects in (*found.values(), its_own):
+        for objects in found.values():
             ends.callback(objects.close)
-        who = dict.fromkeys(("checkpoint", "api"), f"arn:aws:iam:::user/{name}")
-        assert bucket.set_up(its_own, bucket.checkpoints(name, 1, who, https=False))[1] == []
         yield found
 
 
