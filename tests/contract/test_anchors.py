@@ -107,10 +107,15 @@ def test_one_that_dies_between_any_two_steps_is_followed_by_another(anchored, mo
     anchored.verify()
 
 
-def test_what_is_not_locked_as_it_should_be_does_not_count(anchored, s3):
+@pytest.mark.parametrize(
+    "default",
+    [DefaultRetention(LockMode.GOVERNANCE, YEARS, "Years"), DefaultRetention(LockMode.COMPLIANCE, 1)],
+    ids=["mode", "date"],
+)
+def test_what_is_not_locked_as_it_should_be_does_not_count(anchored, s3, default):
     """Somebody has changed the bucket's default."""
     weak = anchored.objects(s3, s3.bucket_name())
-    weak.create_bucket(DefaultRetention(LockMode.GOVERNANCE, 1))
+    weak.create_bucket(default)
     anchors = anchored.another_anchors(objects=weak)
     anchored.anchors.looked = True
     anchored.sign(2)
@@ -274,6 +279,13 @@ def test_an_empty_bucket_that_was_not_empty_stops_the_signing(anchored, s3):
     anchored.anchors._objects = empty
     anchored.anchors.anchor()
     assert_refused(anchored, anchored.sequencer, "gone from the object store")
+    anchored.stores.admin.execute(
+        "INSERT INTO ledger_anchor (size, bucket, object_key, version_id, sha256) VALUES (99, %s, %s, 'v', sha256(''))",
+        (empty.bucket, key(99)),
+    )
+    fresh = anchored.another_anchors(objects=empty)  # of a process that remembers nothing
+    fresh.anchor()
+    assert_refused(anchored, anchored.another(anchors=fresh), "gone from the object store")
 
 
 def test_a_new_key_takes_over_the_anchors_too(anchored):
