@@ -23,8 +23,8 @@ from callrec.rights.erasure import erased_before
 from callrec.rights.holds import Cause, HoldReason
 from callrec.rights.revocation import Channel, GivenBy, Identification, Person, Proof
 from callrec.store.db import Database
+from callrec.store.reading import LedgerReading
 from callrec.store.rights import RightsRecords
-from callrec.store.tree import TreeRecords
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 Command: TypeAlias = Callable[..., argparse.ArgumentParser]
@@ -288,7 +288,7 @@ def _replay(args: argparse.Namespace) -> None:
 def _accept_restore(args: argparse.Namespace) -> int:
     config = load(args.config, role="sweep")
     with service.database(config, "sweep") as store:
-        records = TreeRecords(store)
+        records = LedgerReading(store)
         anchored = service.anchors(config, records)
         if anchored is None:
             raise CallrecError(

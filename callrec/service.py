@@ -47,6 +47,7 @@ from callrec.store.audit import AuditRecords
 from callrec.store.db import Database
 from callrec.store.evidence import EvidenceRecords
 from callrec.store.orders import OrderDesk, send
+from callrec.store.reading import LedgerReading
 from callrec.store.records import CallRecords
 from callrec.store.rights import RightsRecords
 from callrec.store.scribe import Scribe
@@ -90,7 +91,7 @@ def objects(config: Config, role: str, bucket: str = "") -> S3Objects:
     )
 
 
-def anchors(config: Config, records: TreeRecords) -> Anchors | None:
+def anchors(config: Config, records: LedgerReading) -> Anchors | None:
     """The ledger's anchors, by the credential that writes them; None where none are kept in S3."""
     kept, signing = config.storage.checkpoints, config.ledger
     if kept is None:
@@ -342,7 +343,7 @@ def sweep(config: Config, http: tuple[str, int] | None) -> None:
     vigil = Vigil(bucket, lifecycle.rules(config.bases.values()), records)
     pruner = Pruner(records, config.terms.evidence, config.operator.timezone)
     auditor = Audit(AuditRecords(store, node=config.node), bucket, directory)
-    tree = TreeRecords(store)
+    tree = LedgerReading(store)
     anchored = anchors(config, tree)
     signing = sequencer(config, tree, anchored)
     more: list[Chore] = [

@@ -18,6 +18,7 @@ from callrec.ledger.note import Signer
 from callrec.ledger.sequencer import Sequencer
 from callrec.ledger.tree import Frontier
 from callrec.recording import bucket
+from callrec.store.reading import LedgerReading
 from callrec.store.rights import RightsRecords
 from callrec.store.tree import TreeRecords
 
@@ -105,7 +106,7 @@ class Anchored(Ledger):
 
     def another_anchors(self, *, objects=None, lineage=None, **options):
         objects = objects or self.objects(self._at["checkpoint"])
-        records = TreeRecords(self.stores.database("sweep"))
+        records = LedgerReading(self.stores.database("sweep"))
         return Anchors(records, objects, lineage or self.lineage, YEARS, **options)
 
     def another(self, *signers, **options):
@@ -131,7 +132,8 @@ class Anchored(Ledger):
         return b"".join(self.objects(self._at["api"]).read(version.key, version.version_id))
 
     def versions(self):
-        return self.admin.versions("checkpoints/")
+        """Of the anchors, not of the leaves beside them."""
+        return [each for each in self.admin.versions("checkpoints/") if not each.key.endswith(".leaves")]
 
     def keys(self):
         return sorted({version.key for version in self.versions()})

@@ -17,12 +17,13 @@ from callrec import metrics
 from callrec.call.policy import LockMode
 from callrec.errors import LedgerError, StorageError
 from callrec.ledger import tree
+from callrec.ledger.archive import leaves_key, leaves_since
 from callrec.ledger.checkpoint import PREFIX, Lineage, Signed, is_checkpoint, object_key
 from callrec.ledger.note import MAX_BYTES
 from callrec.log import Log
 from callrec.recording.objects import S3Objects, Version
 from callrec.recording.transport import refused
-from callrec.store.tree import TreeRecords
+from callrec.store.reading import LedgerReading
 
 log = Log(__name__)
 
@@ -38,7 +39,7 @@ class Anchors:
 
     def __init__(
         self,
-        records: TreeRecords,
+        records: LedgerReading,
         objects: S3Objects,
         lineage: Lineage,
         years: int,
@@ -104,7 +105,13 @@ class Anchors:
             raise LedgerError("An anchor is gone from the object store", detail=f"the one of {self._last.size}")
 
     def put(self, signed: Signed) -> None:
-        """Put a checkpoint, and read it back. StorageError when it is not there as it should be."""
+        """Put a checkpoint, and read it back. StorageError when it is not there as it should be.
+
+        Before it go the leaves that came since the last one: they make exact which entry was rewritten.
+        """
+        known = self._last.size if self._last and self._last.generation == signed.generation else 0
+        leaves = leaves_since(known, signed.size, self._records.leaves)
+        self._put(leaves_key(signed.generation, signed.size), leaves)
         self._put(object_key(signed.generation, signed.size), signed.note)
         self.look()
         self._unstamped = self._last

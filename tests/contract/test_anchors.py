@@ -45,6 +45,16 @@ def test_a_checkpoint_is_put_under_compliance_and_read_back(anchored):
     assert metrics.LEDGER_ANCHOR_SIZE._value.get() == 3
 
 
+def test_beside_it_lie_the_leaves_that_came_since_the_last_one(anchored):
+    """They name a rewritten entry exactly; each lies there before its anchor does."""
+    anchored.anchor(3)
+    anchored.anchor(2)
+    leaves = [row["leaf_hash"] for row in anchored.stores.rows("SELECT leaf_hash FROM ledger_leaf ORDER BY leaf_index")]
+    for size, since in ((3, leaves[:3]), (5, leaves[3:])):
+        (found,) = anchored.admin.versions(f"{key(size)}.leaves")
+        assert anchored.read(found) == b"".join(since)
+
+
 def test_only_what_is_new_is_put(anchored):
     anchored.anchors.anchor()
     assert anchored.versions() == []
@@ -122,7 +132,7 @@ def test_what_is_not_locked_as_it_should_be_does_not_count(anchored, s3, default
     for _ in range(2):
         with pytest.raises(StorageError, match="does not keep checkpoints"):
             anchors.anchor()
-    assert len(weak.versions("")) == 1, "it is not put again and again"
+    assert len(weak.versions(key(2))) - len(weak.versions(f"{key(2)}.leaves")) == 1, "it is not put again and again"
     assert anchored.rows_of_anchors() == []
 
 
