@@ -176,6 +176,13 @@ def _lines(config: Config) -> Iterator[Finding]:
 
 def _lawful(config: Config) -> Iterator[Finding]:
     for basis in config.bases.values():
+        if not basis.segment_seconds:
+            why = (
+                "Nothing leaves the node before the end of a call: what it is recording when it is lost is lost with it"
+            )
+            yield _warning(
+                f"bases.{basis.id}.segment_seconds", "is 0", why, "Use 10, at the price of sending all twice"
+            )
         if not basis.gdpr_article_6:
             why = "It decides which rights a caller has against this recording, the right to object among them"
             how = 'Have the data-protection officer decide, then write for example "6(1)(f)"'

@@ -5,8 +5,9 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import TypeAlias
+from typing import BinaryIO, TypeAlias
 from uuid import UUID
 
 from callrec import __version__, evidence_cli, ledger_cli, log, rights_cli, service, storage_cli, tables
@@ -14,8 +15,9 @@ from callrec.check import as_json, check, failed, render
 from callrec.config import Config, load, parse
 from callrec.credentials import generate, generate_ledger_key
 from callrec.demo import command as demo_command
-from callrec.errors import CallrecError
+from callrec.errors import CallrecError, WavError
 from callrec.prompts import synthesise
+from callrec.recording import wav
 from callrec.recording.playback import Listening
 from callrec.store.db import migrate
 from callrec.store.orders import carry_out
@@ -268,11 +270,12 @@ def _play(args: argparse.Namespace) -> None:
     # The place is tried first: a listening that is in the ledger should be one that took place.
     unfinished = args.output.with_name(f"{args.output.name}.{os.getpid()}.part")
     try:
-        with os.fdopen(os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as out:
+        with os.fdopen(os.open(unfinished, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600), "w+b") as out:
             try:
                 with service.player(config) as player:
                     for piece in player.open(listening):
                         out.write(piece)
+                _repair_header(out)
                 out.close()  # before it gets its name: a full disk is noticed now at the latest
                 unfinished.rename(args.output)
             finally:
@@ -280,6 +283,17 @@ def _play(args: argparse.Namespace) -> None:
     except OSError as error:
         raise CallrecError(f"{args.output} can't be written", detail=error.strerror or "") from None
     print(f"wrote {args.output}")
+
+
+def _repair_header(out: BinaryIO) -> None:
+    """The header of an incomplete recording knows no length (recording/segments.py): not every player bears that."""
+    size = out.seek(0, os.SEEK_END)
+    out.seek(0)
+    head = out.read(wav.HEAD_BYTES)
+    with suppress(WavError):  # it was kept as it was recorded
+        repaired = wav.repaired_header(head, size)
+        out.seek(0)
+        out.write(repaired)
 
 
 def _order(args: argparse.Namespace) -> None:

@@ -134,6 +134,7 @@ class Config:
     path: Path
     operator: Operator
     node: str
+    lost_after_seconds: int  # without a sign of another node its recordings are taken over
     event_socket: Address
     listen: Listen
     spool: Spool
@@ -209,7 +210,8 @@ def _config(root: Table, path: Path, secrets: Secrets) -> Config:
     return Config(
         path=path,
         operator=operator,
-        node=root.table("node").text("name", wanted=wanted, pattern=r"[a-z0-9][a-z0-9-]{0,39}"),
+        node=(node := root.table("node")).text("name", wanted=wanted, pattern=r"[a-z0-9][a-z0-9-]{0,39}"),
+        lost_after_seconds=node.integer("lost_after_seconds", 120, 5, 86_400),
         event_socket=root.table("freeswitch", required=False).address("event_socket", "127.0.0.1:8021"),
         listen=_listen(root.table("listen", required=False)),
         spool=_spool(root.table("spool")),

@@ -147,6 +147,7 @@ def _basis(name: str, table: Table, purposes: Purposes) -> Basis:
         withdraw_keys=withdraw,
         wait_seconds=table.number("wait_seconds", 5.0, 1, 60),
         repeats=table.integer("repeats", 2, 0, 10),
+        segment_seconds=table.integer("segment_seconds", 10, 0, 3600),
     )
 
 

@@ -43,6 +43,18 @@ UPLOAD_LAG = Gauge(
     "callrec_upload_lag_seconds", "Age of the oldest recording not yet stored", multiprocess_mode="livemax"
 )
 
+# The stream during the call
+STREAMS = Gauge("callrec_streams", "Running recordings that are followed", multiprocess_mode="livesum")
+STREAM_LAG = Gauge(
+    "callrec_stream_lag_seconds", "How late the latest segment of a running recording is", multiprocess_mode="livemax"
+)
+SEGMENTS = Counter("callrec_segments", "Segments of running recordings: put, failed, stopped", ["result"])
+SEGMENT_BYTES = Counter("callrec_segment_bytes", "Bytes of the segments that were put")
+UPLOAD_BYTES = Counter("callrec_upload_bytes", "Bytes of the recordings that were put whole")
+REMNANTS = Counter("callrec_remnants_removed", "Recordings whose segments are gone again")
+TAKEN_OVER = Counter("callrec_taken_over", "Recordings of lost nodes that were taken over")
+NODES_LOST = Gauge("callrec_nodes_lost", "Other nodes that are not heard of any more", multiprocess_mode="livemax")
+
 # Storage that keeps its word
 WORM_PROBE = Gauge(
     "callrec_worm_probe_passed", "1 if the object store passed this check", ["check"], multiprocess_mode="livemin"

@@ -96,7 +96,8 @@ def _erasures(commands: Commands, command: Command) -> None:
     listed.add_argument("--json", action="store_true", help="one JSON object a line")
     adopt = command(
         commands, "adopt", _adopt, "take over the recordings of a node that does not come back",
-        "A node erases its own recordings alone. What the lost one had not stored is gone with its disk, and noted so.",
+        "A node erases its own recordings alone. What the lost one had not stored is gone with its disk, but for what "
+        "had left it during the call.",
     )  # fmt: skip
     adopt.add_argument("node", help="the lost node's name; it must never run again under that name")
     adopt.add_argument("--confirm", type=int, metavar="COUNT", help="without it nothing is done but counting")
@@ -269,6 +270,7 @@ def _adopt(args: argparse.Namespace) -> int:
         while taken := records.adopt(args.node):
             adopted += taken
             print(f"{adopted} of {stored + unstored}", file=sys.stderr)
+        records.gone(args.node)
     print(f"{adopted} taken over by {config.node}")
     return 0
 

@@ -33,12 +33,15 @@ from callrec.process import Role
 from callrec.recording import lifecycle
 from callrec.recording.objects import S3Objects
 from callrec.recording.playback import Player
+from callrec.recording.recovery import Assembler, Neighbours
 from callrec.recording.spool import Spool
+from callrec.recording.stream import Streamer
 from callrec.recording.upload import Shipper
 from callrec.rights.desk import Desk
 from callrec.rights.erasure import Eraser
 from callrec.rights.pruning import Pruner
 from callrec.rights.reference_code import new_code, show_code
+from callrec.rights.remnants import Remover
 from callrec.rights.sweeper import Chore, Sweeper
 from callrec.rights.vigil import Vigil
 from callrec.sound import Sounds
@@ -51,6 +54,7 @@ from callrec.store.reading import LedgerReading
 from callrec.store.records import CallRecords
 from callrec.store.rights import RightsRecords
 from callrec.store.scribe import Scribe
+from callrec.store.segments import RemnantRecords, SegmentRecords
 from callrec.store.shipping import ShipRecords
 from callrec.store.tree import TreeRecords
 from callrec.web import health
@@ -60,6 +64,7 @@ from callrec.web.auth import Accounts
 log = Log(__name__)
 
 _DRAIN = 20.0  # seconds that calls in their interview have to end before they are released as they are
+_ENDING = 10.0  # seconds for segments that are being put
 _ROOM = 1.0  # seconds between looks at the spool
 _PROOF = 2.0  # seconds between looks at what the last probe found
 _SIGN = 0.25  # seconds between signatures of the ledger, half as much again at most
@@ -230,6 +235,7 @@ def listen(config: Config, http: tuple[str, int] | None) -> None:
         part.start()
     watcher.start(node, registry)
     gevent.spawn(_keep_room_current, node, config.spool.consent_reserve)
+    gevent.spawn(Neighbours(SegmentRecords(store, node=config.node), 0).run, role.stopping)
     if config.storage.worm_probe == "enforce":
         gevent.spawn(_keep_storage_current, node, RightsRecords(store, node=config.node), config.storage.bucket)
     server.start()
@@ -301,12 +307,18 @@ def _keep_storage_current(node: Node, records: RightsRecords, bucket: str) -> No
 
 def ship(config: Config, http: tuple[str, int] | None) -> None:
     """Store finished recordings until asked to end. What is under way is finished, or begun again next time."""
-    store = database(config, "ship")
+    store = database(config, "ship", size=8)
     directory = spool(config)
     directory.prepare()
     bucket = objects(config, "ship")
     records = ShipRecords(store, node=config.node)
-    shipper = Shipper(records, directory, bucket, config.public_key, config.node)
+    pieces = SegmentRecords(store, node=config.node)
+    shipper = Shipper(
+        records, directory, bucket, config.public_key, config.node, segments=Assembler(pieces, directory, bucket)
+    )
+    every = {basis.id: float(basis.segment_seconds) for basis in config.bases.values()}
+    streamer = Streamer(pieces, directory, bucket, config.public_key, every)
+    neighbours = Neighbours(pieces, config.lost_after_seconds)
     needs = {"storage": lambda: bucket.check().object_lock, "spool": directory.has_room}
     role = Role("ship", _database(store) | needs)
     store.open()
@@ -314,7 +326,9 @@ def ship(config: Config, http: tuple[str, int] | None) -> None:
         records.unclaim()
     gevent.spawn(_measure_spool, directory, records)
     role.start(http)
+    beside = [gevent.spawn(part.run, role.stopping) for part in (streamer, neighbours)]
     shipper.run(role.stopping)
+    gevent.joinall(beside, timeout=_ENDING)
     store.close()
 
 
@@ -343,6 +357,7 @@ def sweep(config: Config, http: tuple[str, int] | None) -> None:
     vigil = Vigil(bucket, lifecycle.rules(config.bases.values()), records)
     pruner = Pruner(records, config.terms.evidence, config.operator.timezone)
     auditor = Audit(AuditRecords(store, node=config.node), bucket, directory)
+    remover = Remover(RemnantRecords(store, node=config.node), records, bucket)
     tree = LedgerReading(store)
     anchored = anchors(config, tree)
     signing = sequencer(config, tree, anchored)
@@ -350,6 +365,7 @@ def sweep(config: Config, http: tuple[str, int] | None) -> None:
         *vigil.chores,
         *auditor.chores,
         pruner.chore,
+        *remover.chores,
         (signing.work, _SIGN),
         (signing.measure, _MEASURE),
     ]

@@ -11,7 +11,10 @@ from rich.console import Console
 from rich.table import Table
 
 CALLS = ("arrived_at", "call_id", "line", "decision", "state", "recording")
-RECORDINGS = ("started_at", "recording_id", "line", "basis", "state", "duration_seconds", "lock_mode", "retain_until")
+RECORDINGS = (
+    "started_at", "recording_id", "line", "basis", "state", "incomplete", "duration_seconds", "lock_mode",
+    "retain_until",
+)  # fmt: skip
 LEDGER = ("entry_id", "at", "kind", "body")
 HOLDS = ("hold_id", "recording_id", "reason", "case_reference", "owner", "review_at")
 EPOCHS = ("epoch", "callers", "codes", "state")

@@ -135,22 +135,36 @@ RETURNING sealed;
 UPDATE recording SET claimed_until = NULL WHERE node = %(node)s AND state = 'finished' AND claimed_until IS NOT NULL;
 
 -- name: stored
-WITH done AS (
+-- ours: false where another node has stored it meanwhile, or is about to. What a complete object takes the place of is
+-- one more thing to go, and with the segments goes what opened them.
+WITH earlier AS (
+    SELECT version_id FROM recording WHERE recording_id = %(recording_id)s AND version_id <> %(version_id)s
+), done AS (
     UPDATE recording
        SET state = 'stored', bucket = %(bucket)s, object_key = %(object_key)s, version_id = %(version_id)s,
            plaintext_sha256 = %(plaintext_sha256)s, ciphertext_sha256 = %(ciphertext_sha256)s,
            ciphertext_bytes = %(ciphertext_bytes)s, duration_seconds = %(duration_seconds)s, stored_at = now(),
-           claimed_until = NULL, last_error = NULL
-     WHERE recording_id = %(recording_id)s AND state = 'finished'
+           incomplete = %(incomplete)s, claimed_until = NULL, last_error = NULL
+     WHERE recording_id = %(recording_id)s AND state = 'finished' AND node = %(node)s
     RETURNING call_id, recording_id
+), keys AS (
+    UPDATE recording_key SET segment_keys = '{}'
+     WHERE recording_id IN (SELECT recording_id FROM done) AND NOT %(incomplete)s AND segment_keys <> '{}'
+), superseded AS (
+    INSERT INTO remnant (recording_id, superseded) SELECT recording_id, ARRAY[version_id] FROM done, earlier
+    ON CONFLICT (recording_id) DO UPDATE SET superseded = remnant.superseded || EXCLUDED.superseded, due_at = now()
+), noted AS (
+    INSERT INTO ledger (call_id, recording_id, kind, body, node, at)
+    SELECT call_id, recording_id, 'recording_stored', %(body)s::jsonb, %(node)s, now() FROM done
 )
-INSERT INTO ledger (call_id, recording_id, kind, body, node, at)
-SELECT call_id, recording_id, 'recording_stored', %(body)s::jsonb, %(node)s, now() FROM done;
+SELECT EXISTS (SELECT FROM done) OR version_id = %(version_id)s
+       OR state NOT IN ('recording', 'finished', 'stored') AS ours
+  FROM recording WHERE recording_id = %(recording_id)s;
 
 -- name: failed
 UPDATE recording
    SET due_at = now() + %(retry_in)s * interval '1 second', claimed_until = NULL, last_error = %(error)s
- WHERE recording_id = %(recording_id)s AND state = 'finished';
+ WHERE recording_id = %(recording_id)s AND state = 'finished' AND node = %(node)s;
 
 -- name: ended_without
 -- A recording that left nothing to keep: discarded, empty or lost. A withdrawal that arrives while the object is being
@@ -174,7 +188,7 @@ SELECT c.call_id, c.channel, c.line, c.basis, c.decision, c.state, c.arrived_at,
  ORDER BY c.arrived_at DESC LIMIT %(limit)s;
 
 -- name: recordings
-SELECT recording_id, call_id, line, basis, state, started_at, stopped_at, duration_seconds, abrupt, lock_mode,
+SELECT recording_id, call_id, line, basis, state, started_at, stopped_at, duration_seconds, abrupt, incomplete, lock_mode,
        retain_until, bucket, object_key, version_id, ciphertext_bytes, attempts, last_error
   FROM recording ORDER BY authorised_at DESC LIMIT %(limit)s;
 
@@ -200,7 +214,8 @@ SELECT c.call_id, c.channel, c.node, r.recording_id
 
 -- name: sealed_recording
 SELECT r.recording_id, r.call_id, r.basis, r.purposes, r.state, r.bucket, r.object_key, r.version_id,
-       r.plaintext_sha256, k.sealed,
+       r.plaintext_sha256, r.incomplete, CASE WHEN r.incomplete THEN k.segment_keys[1] ELSE k.sealed END AS sealed,
+       k.segment_keys,
        EXISTS (SELECT FROM erasure e WHERE e.recording_id = r.recording_id)
            OR EXISTS (SELECT FROM revocation_recording v
                        WHERE v.recording_id = r.recording_id AND v.fate <> 'not_touched') AS withdrawn,

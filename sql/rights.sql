@@ -75,6 +75,8 @@ SELECT r.recording_id, r.call_id, r.channel, r.node, r.line, r.basis, r.state, r
 -- One recording with everything that rights ask about it.
 SELECT r.recording_id, r.call_id, r.channel, r.node, r.line, r.basis, r.state, r.prefix, r.object_key, r.version_id,
        r.lock_mode, r.retain_until, COALESCE(r.started_at, r.authorised_at) AS started_at, d.disposition,
+       EXISTS (SELECT FROM segment s WHERE s.recording_id = r.recording_id AND s.version_id IS NULL
+                  AND s.begun_at > now() - interval '2 minutes') AS putting,
        e.recording_id IS NOT NULL AS erasing, COALESCE('key' = ANY (e.done), false) AS key_gone
   FROM recording r LEFT JOIN disposition d USING (recording_id) LEFT JOIN erasure e USING (recording_id)
  WHERE r.recording_id = %(recording_id)s;
@@ -271,21 +273,34 @@ SELECT count(*) FILTER (WHERE state = 'stored') AS stored, count(*) FILTER (WHER
   FROM recording WHERE node = %(lost)s AND state IN ('authorised', 'recording', 'finished', 'stored');
 
 -- name: adopt
--- Some of these are this node's from now on; what was not stored went with the other's disk.
+-- Some of these are this node's from now on. What was not stored went with the other's disk, but for its segments: this
+-- node's `ship` makes an object of them.
 WITH there AS (
-    SELECT recording_id, state FROM recording
-     WHERE node = %(lost)s AND state IN ('authorised', 'recording', 'finished', 'stored')
+    SELECT recording_id, state,
+           EXISTS (SELECT FROM segment s WHERE s.recording_id = recording.recording_id)
+               AND NOT EXISTS (SELECT FROM erasure e
+                                WHERE e.recording_id = recording.recording_id AND 'key' = ANY (e.done)) AS streamed
+      FROM recording WHERE node = %(lost)s AND state IN ('authorised', 'recording', 'finished', 'stored')
      LIMIT %(limit)s FOR UPDATE
 ), taken AS (
-    UPDATE recording r SET node = %(node)s, state = CASE there.state WHEN 'stored' THEN 'stored' ELSE 'lost' END
+    UPDATE recording r
+       SET node = %(node)s, abrupt = r.abrupt OR (there.streamed AND there.state <> 'stored'), due_at = now(),
+           stopped_at = COALESCE(r.stopped_at, now()), claimed_until = NULL,
+           state = CASE WHEN there.state = 'stored' OR r.version_id IS NOT NULL THEN 'stored'
+                        WHEN there.streamed THEN 'finished' ELSE 'lost' END
       FROM there WHERE r.recording_id = there.recording_id
     RETURNING r.call_id, r.recording_id, r.state
 )
 INSERT INTO ledger (call_id, recording_id, kind, body, node, at)
-SELECT call_id, recording_id, CASE state WHEN 'stored' THEN 'recording_adopted' ELSE 'recording_lost' END,
+SELECT call_id, recording_id,
+       CASE state WHEN 'stored' THEN 'recording_adopted' WHEN 'finished' THEN 'recording_taken_over' ELSE 'recording_lost' END,
        jsonb_build_object('node', %(lost)s::text), %(node)s, now()
   FROM taken
 RETURNING recording_id;
+
+-- name: node_gone
+-- Nobody waits for it any more.
+DELETE FROM node_heartbeat WHERE node = %(lost)s;
 
 -- name: erase_key
 -- The point of no return: the key row and that it is gone, in one statement. No row: a hold was placed in this moment.

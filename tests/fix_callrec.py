@@ -104,7 +104,7 @@ def _copy(source, sink):
 class Node:
     """A callrec that runs, its switch, and what a test asks of both."""
 
-    def __init__(self, directory, stack, prompts, changes=None, speed=SPEED):
+    def __init__(self, directory, stack, prompts, changes=None, *, speed=SPEED, beside=None):
         self.stack = stack
         self.directory = directory
         self.switch = Switch(listener=("127.0.0.1", 0), password=PASSWORD, speed=speed)
@@ -117,6 +117,7 @@ class Node:
             password=PASSWORD,
             changes={"bases.consent": {"wait_seconds": 1.0}} | (changes or {}),
             prompts=prompts,
+            beside=beside.installation if beside else None,
         )
         self.installation.prepare()
         self.switch.listener = self.installation.listen

@@ -94,6 +94,7 @@ class Basis:
     withdraw_keys: str = ""  # pressed during the conversation, in this order; empty where nothing can be withdrawn
     wait_seconds: float = 5.0  # for a key, after the notice and after each repeat
     repeats: int = 2  # of the question, before silence or a wrong key counts as no consent (A7)
+    segment_seconds: int = 10  # between two segments of a running recording in the object store; 0: none are put
 
     def proof(self) -> dict[str, object]:
         """What a recording is made on, and what is promised of it: fixed before its first sample (A9)."""

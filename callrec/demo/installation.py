@@ -68,7 +68,8 @@ def rewritten(text: str, values: Mapping[str, Mapping[str, Any]]) -> str:
 class Installation:
     """A callrec in `root`, on `stack`. `changes` are values of the configuration, by table and key.
 
-    `role` is the command that starts it: `run`, or one role alone. `listen` alone gets no bucket.
+    `role` is the command that starts it: `run`, or one role alone. `listen` alone gets no bucket. `beside`: a further
+    node of that installation, with its stores, keys and secrets.
     """
 
     def __init__(
@@ -81,6 +82,7 @@ class Installation:
         changes: Mapping[str, Mapping[str, Any]] | None = None,
         prompts: Path | None = None,
         role: str = "run",
+        beside: "Installation | None" = None,
     ) -> None:
         self.root = root.absolute()
         self.stack = stack
@@ -94,6 +96,10 @@ class Installation:
         self.private_key, self.public_key = envelope.generate_keypair()
         self.signer = Signer.generate(_ORIGIN)
         self.secrets: dict[str, str] = {"CALLREC_EVENT_SOCKET_PASSWORD": password}
+        self._further = beside is not None
+        if beside:
+            self.bucket, self.private_key, self.public_key = beside.bucket, beside.private_key, beside.public_key
+            self.secrets = beside.secrets | self.secrets
         self._event_socket = event_socket
         self._changes = changes or {}
         self._prompts = prompts or self.root / "prompts"
@@ -114,9 +120,12 @@ class Installation:
     def prepare(self) -> None:
         """Everything up to the point where `callrec run` can start."""
         self.root.mkdir(parents=True, exist_ok=True)
-        self._make_secrets()
+        if not self._further:
+            self._make_secrets()
         self._write_config()
         synthesise(self.config)
+        if self._further:
+            return
         self._make_tables()
         if self._role != "listen":
             self._make_bucket()

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from uuid import UUID
 
-from callrec.call.policy import LockMode
+from callrec.call.policy import SEGMENTS_PREFIX, LockMode
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +36,53 @@ class StoredRecording:
     ciphertext_sha256: bytes
     ciphertext_bytes: int
     duration_seconds: float
+    segments: int = 0  # that it was made of; 0: it is complete
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A recording that is being written, and how far its segments have come."""
+
+    recording_id: UUID
+    basis_id: str
+    prefix: str  # of the object key
+    started_at: datetime
+    keys: int  # under which earlier starts of `ship` have put segments
+    next_index: int
+    previous: bytes | None  # SHA-256 of the last segment; None before the first
+    audio_end: int  # bytes of audio in the segments
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """A segment that is ready to be put."""
+
+    index: int
+    key: int  # which of the segment keys, from 0
+    segment: bytes
+    sha256: bytes  # of the segment
+    audio_end: int  # bytes of audio up to its end
+    ends_at: float  # the same in seconds
+    plaintext_sha256: bytes  # of everything up to its end, header included
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A segment that was put, or was about to be."""
+
+    index: int
+    sha256: bytes
+    size: int
+    ends_at: float  # seconds of audio up to its end
+    plaintext_sha256: bytes  # of everything up to its end, header included
+    version_id: str | None  # None where nobody has seen the object
 
 
 def object_name(prefix: str, started_at: datetime, recording_id: UUID) -> str:
     """The object's key: <prefix>/<year>/<month>/<recording>, by the UTC date of the start."""
     return f"{prefix.strip('/')}/{started_at.astimezone(UTC):%Y/%m}/{recording_id}"
+
+
+def segments_prefix(prefix: str, started_at: datetime, recording_id: UUID) -> str:
+    """Below which the segments of a recording are: the name of its own object under segments/."""
+    return f"{SEGMENTS_PREFIX}/{object_name(prefix, started_at, recording_id)}/"

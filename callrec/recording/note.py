@@ -23,6 +23,7 @@ class Note:
     ciphertext_sha256: bytes
     ciphertext_bytes: int
     duration_seconds: float
+    segments: int = 0  # that it was made of, and whose keys open it; 0: it was sealed whole
 
     def as_bytes(self) -> bytes:
         return json.dumps(
@@ -34,6 +35,7 @@ class Note:
                 "ciphertext_sha256": self.ciphertext_sha256.hex(),
                 "ciphertext_bytes": self.ciphertext_bytes,
                 "duration_seconds": self.duration_seconds,
+                "segments": self.segments,
             }
         ).encode("ascii")
 
@@ -51,6 +53,7 @@ class Note:
                 ciphertext_sha256=bytes.fromhex(said["ciphertext_sha256"]),
                 ciphertext_bytes=int(said["ciphertext_bytes"]),
                 duration_seconds=float(said["duration_seconds"]),
+                segments=int(said.get("segments", 0)),  # earlier notes do not say
             )
         except (ValueError, KeyError, TypeError, binascii.Error) as error:
             raise EnvelopeError("The note of a sealed recording is damaged", detail=type(error).__name__) from error

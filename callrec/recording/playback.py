@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from uuid import UUID
 
 from callrec.errors import AccessDeniedError, CallrecError, EnvelopeError
-from callrec.recording import envelope
+from callrec.recording import envelope, segments
 
 
 class Objects(Protocol):
@@ -97,11 +97,14 @@ class Player:
 
     def pieces(self, row: Mapping[str, Any]) -> Iterator[bytes]:
         """The plain file. Whoever calls this has noted it."""
-        key = envelope.unseal(bytes(row["sealed"]), self._private_key)
+        there, recording_id = self._objects.read(row["object_key"], row["version_id"]), row["recording_id"]
+        if row["incomplete"]:
+            keys = [envelope.unseal(bytes(key), self._private_key) for key in row["segment_keys"]]
+            pieces = segments.decrypt(there, keys, recording_id)
+        else:
+            pieces = envelope.decrypt(there, envelope.unseal(bytes(row["sealed"]), self._private_key), recording_id)
         digest = hashlib.sha256()
-        for piece in envelope.decrypt(
-            self._objects.read(row["object_key"], row["version_id"]), key, row["recording_id"]
-        ):
+        for piece in pieces:
             digest.update(piece)
             yield piece
         if digest.digest() != bytes(row["plaintext_sha256"]):

@@ -83,6 +83,16 @@ class Records(Protocol):
     def state_of(self, recording_id: UUID) -> str | None:
         """authorised, recording or finished; stored, discarded, empty or lost; None where there is no row."""
 
+    def reclaim(self, recording_id: UUID) -> bool | None:
+        """Take back what another node has stored incomplete. False: it has not; None: it can't be had now."""
+
+
+class Segments(Protocol):
+    """What makes a recording of what was put of it while it ran (recording/recovery.py)."""
+
+    def assemble(self, finished: Finished) -> Note | None:
+        """The note of its sealed form, which is in the spool then; None where there is nothing to make it of."""
+
 
 class Shipper:
     """Ships the recordings of one node. One process a node: what it has in hand is known to it alone."""
@@ -95,6 +105,7 @@ class Shipper:
         public_key: bytes,
         node: str,
         *,
+        segments: Segments | None = None,
         lease_seconds: float = 60.0,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
@@ -104,6 +115,7 @@ class Shipper:
         self._objects = objects
         self._public_key = public_key
         self._node = node
+        self._segments = segments
         self._lease_seconds = lease_seconds
         self._clock = clock
         self._in_hand: set[UUID] = set()
@@ -140,7 +152,11 @@ class Shipper:
             if state is None:
                 orphans += 1
             elif state not in _UNDER_WAY and recording_id not in self._in_hand:
-                if self._spool.withdrawn(recording_id):
+                withdrawn = self._spool.withdrawn(recording_id)
+                if state == "stored" and not withdrawn and (back := self._records.reclaim(recording_id)) is not False:
+                    orphans += back is None
+                    continue
+                if withdrawn:
                     self._records.discarded(recording_id, WITHDRAWN_AFTER_PUT)
                 self._spool.remove(recording_id)
                 self._spool.clear_withdrawn(recording_id)
@@ -161,7 +177,8 @@ class Shipper:
             note = self._seal(finished)
             if note is None or self._gone(finished, after_put=tried):
                 return
-        if self._records.sealed(recording_id, note.sealed_key, note.key_id) != note.sealed_key:
+        key_row = note.sealed_key if note.segments else self._records.sealed(recording_id, note.sealed_key, note.key_id)
+        if key_row != note.sealed_key:
             raise StoreError(
                 "The key row of a recording belongs to another encryption", hint="Is another ship running?"
             )
@@ -176,6 +193,7 @@ class Shipper:
                 until=until,
                 metadata={"recording": str(recording_id)},
             ).version_id
+            metrics.UPLOAD_BYTES.inc(note.ciphertext_bytes)
         else:
             self._objects.lock(key, version_id, lock, until)
         self._objects.verify(
@@ -194,11 +212,12 @@ class Shipper:
             ciphertext_sha256=note.ciphertext_sha256,
             ciphertext_bytes=note.ciphertext_bytes,
             duration_seconds=note.duration_seconds,
+            segments=note.segments,
         )
         self._records.stored(recording_id, stored)
         self._spool.remove(recording_id)
         seconds = time.monotonic() - began
-        metrics.UPLOADS.labels("stored").inc()
+        metrics.UPLOADS.labels("incomplete" if note.segments else "stored").inc()
         metrics.UPLOAD_SECONDS.observe(seconds)
         metrics.RECORDING_SECONDS.observe(note.duration_seconds)
         _log.info("recording_stored", recording=recording_id, seconds=round(seconds, 3), bytes=note.ciphertext_bytes)
@@ -248,6 +267,8 @@ class Shipper:
                 return None
             if finished.samples == 0:  # FreeSWITCH itself removes a file without one frame
                 self._nothing_said(finished)
+            elif self._segments and (note := self._segments.assemble(finished)):
+                return note
             else:
                 self._records.lost(finished.recording_id)
                 metrics.UPLOADS.labels("lost").inc()

@@ -86,6 +86,15 @@ def repaired_header(head: bytes, file_size: int) -> bytes:
     return bytes(repaired)
 
 
+def stream_header(head: bytes) -> bytes:
+    """The header up to the audio, with sizes that say "as long as there is": the length is not known yet."""
+    wav = parse(head)
+    endless = bytearray(head[: wav.data_offset])
+    for at in (4, wav.data_offset - 4):
+        struct.pack_into("<I", endless, at, _UNKNOWN)
+    return bytes(endless)
+
+
 def _wav(form: tuple[int, int, int, int, int, int] | None, data_offset: int, data_size: int) -> Wav:
     if form is None:
         raise WavError("The WAV file does not say its format", detail="no fmt chunk before the audio")

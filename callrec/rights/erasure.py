@@ -17,10 +17,10 @@ from typing import Any, Protocol
 from uuid import UUID
 
 from callrec import metrics
-from callrec.call.policy import ERASED_PREFIX, SEGMENTS_PREFIX
+from callrec.call.policy import ERASED_PREFIX
 from callrec.errors import CallrecError, StoreError
 from callrec.log import Log
-from callrec.recording.facts import object_name
+from callrec.recording.facts import object_name, segments_prefix
 from callrec.recording.objects import S3Objects, Version
 from callrec.recording.spool import Spool
 from callrec.recording.transport import refused
@@ -89,7 +89,7 @@ class Eraser:
         row = self._row(recording_id)
         locked_until = self._locked_until(row)
         while True:
-            if row["state"] in _UNDER_WAY:
+            if row["state"] in _UNDER_WAY or row["putting"]:
                 row = self._row(recording_id)
             match steps.next_step(done, self._facts(claimed, done, row, locked_until)):
                 case Step() as step:
@@ -142,7 +142,7 @@ class Eraser:
             cause=claimed.cause,
             now=self._clock(),
             holds=() if done else self._records.holds_of(claimed.recording_id),
-            writing=row["state"] in _UNDER_WAY,
+            writing=row["state"] in _UNDER_WAY or row["putting"],  # a segment that is on its way would come after us
             locked_until=locked_until,
         )
 
@@ -204,8 +204,7 @@ class Eraser:
 
     def _segments(self, row: dict[str, Any]) -> list[Version]:
         """What the stream during the call left, below the name of the recording's own object."""
-        name = object_name(row["prefix"], row["started_at"], row["recording_id"])
-        return self._objects.versions(f"{SEGMENTS_PREFIX}/{name}/")
+        return self._objects.versions(segments_prefix(row["prefix"], row["started_at"], row["recording_id"]))
 
     def _delete(self, versions: list[Version], *, markers: bool | None) -> None:
         for version in versions:

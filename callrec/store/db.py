@@ -32,7 +32,9 @@ _MIGRATION_LOCK = 0x63616C6C726563  # "callrec": one migration at a time, whoeve
 _FILES = "[0-9][0-9][0-9][0-9]_*.sql"
 
 
-_STATEMENTS = ("queries.sql", "rights.sql", "tree.sql", "verify.sql", "audit.sql", "evidence.sql")
+_STATEMENTS = (
+    "queries.sql", "rights.sql", "segments.sql", "tree.sql", "verify.sql", "audit.sql", "evidence.sql",
+)  # fmt: skip
 
 
 def sql_directory() -> Path:

@@ -309,6 +309,10 @@ class RightsRecords:
         """Make up to `limit` recordings of `node`, which does not come back, this node's: how many; 0 at the end."""
         return len(self._database.run("adopt", {"lost": node, "node": self._node, "limit": limit}, timeout=30.0))
 
+    def gone(self, node: str) -> None:
+        """Nobody waits for that node any more."""
+        self._database.run("node_gone", {"lost": node})
+
     # Evidence
 
     def prune(self, periods: Sequence[tuple[date, Retention]], timezone: str, now: datetime, limit: int) -> int:

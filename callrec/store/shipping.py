@@ -49,8 +49,8 @@ class ShipRecords:
         return bytes(row["sealed"])
 
     def stored(self, recording_id: UUID, stored: StoredRecording) -> None:
-        """The row and the ledger entry, in one statement."""
-        body = {
+        """The row and the ledger entry, in one statement. StoreError: another node has it meanwhile."""
+        body: dict[str, Any] = {
             "bucket": stored.bucket,
             "object_key": stored.object_key,
             "version_id": stored.version_id,
@@ -61,6 +61,8 @@ class ShipRecords:
             "ciphertext_bytes": stored.ciphertext_bytes,
             "duration_seconds": round(stored.duration_seconds, 3),
         }
+        if stored.segments:
+            body |= {"incomplete": True, "segments": stored.segments}  # it ends where duration_seconds says
         about: dict[str, Any] = {
             "recording_id": recording_id,
             "node": self._node,
@@ -71,12 +73,16 @@ class ShipRecords:
             "ciphertext_sha256": stored.ciphertext_sha256,
             "ciphertext_bytes": stored.ciphertext_bytes,
             "duration_seconds": stored.duration_seconds,
+            "incomplete": bool(stored.segments),
             "body": json.dumps(body),
         }
-        self._database.run("stored", about)
+        row = self._database.one("stored", about)
+        if row is not None and not row["ours"]:
+            raise StoreError("Another node has taken this recording over", detail=str(recording_id))
 
     def failed(self, recording_id: UUID, error: str, retry_in: float) -> None:
-        self._database.run("failed", {"recording_id": recording_id, "error": error, "retry_in": retry_in})
+        about = {"recording_id": recording_id, "error": error, "retry_in": retry_in, "node": self._node}
+        self._database.run("failed", about)
 
     def discarded(self, recording_id: UUID, reason: str) -> None:
         self._ended_without(recording_id, "discarded", {"reason": reason})
@@ -91,6 +97,10 @@ class ShipRecords:
         """The row's state; None when there is no row."""
         row = self._database.one("state_of", {"recording_id": recording_id})
         return str(row["state"]) if row else None
+
+    def reclaim(self, recording_id: UUID) -> bool | None:
+        row = self._database.one("reclaim", {"recording_id": recording_id, "node": self._node})
+        return True if row and row["reclaimed"] else None if row and row["elsewhere"] else False
 
     def lag(self) -> float:
         """Seconds since the oldest recording that waits was finished; 0 when none waits."""

@@ -208,6 +208,13 @@ def test_another_language_is_a_warning_because_nobody_compared_the_words(place):
     assert any("operator.language" in warning and "A2" in warning for warning in warnings(place))
 
 
+def test_a_basis_whose_recordings_wait_for_the_end_of_the_call_is_said(place):
+    change(place, "segment_seconds = 10  ", "segment_seconds = 0   ")
+    (found,) = [each for each in check(place, {}) if "segment_seconds" in each.where]
+    assert (found.severity, found.where) == ("warning", "bases.market_transaction.segment_seconds")
+    assert "is lost with it" in render([found])
+
+
 def test_findings_read_well_for_people_and_scripts(place):
     change(place, '"040 40 40 66"', '"*"')
     findings = check(place, {})

@@ -114,6 +114,9 @@ FAULTS = {
     "boolean for a number": ("max_calls = 1000", "max_calls = true", ["listen.max_calls", "true or false"]),
     "table for a text": ("[node]\n", "[node]\nname = { a = 1 }\n[node2]\n", ["node.name", "a table"]),
     "out of range": ("max_calls = 1000", "max_calls = 0", ["listen.max_calls", "out of range", "from 1 to"]),
+    "a node lost between two beats": (
+        "lost_after_seconds = 120", "lost_after_seconds = 2", ["node.lost_after_seconds", "out of range", "from 5 to"],
+    ),
     "missing key": ('bucket = "callrec-recordings"', "", ["storage.bucket", "is missing"]),
     "missing table": ("[spool]", "[spool2]", ["spool: is missing", "[spool]"]),
     "empty text": ('name = "A1 Slovenija, d. d."', 'name = " "', ["operator.name", "is empty"]),

@@ -124,3 +124,11 @@ def test_any_bytes_are_a_header_or_an_error(data):
             continue
         assert parsed.frame_bytes > 0
         assert len(wav.repaired_header(candidate, 10_000)) == parsed.data_offset
+
+
+def test_a_header_for_an_unknown_length_is_repaired_once_it_is_known():
+    audio = b"\1\2\3\4" * 50
+    endless = wav.stream_header(header() + audio)
+    assert len(endless) == 44
+    assert wav.audio_bytes(wav.parse(endless), 44 + len(audio)) == len(audio)
+    assert opened(wav.repaired_header(endless, 44 + len(audio)) + audio) == (2, 8000, 50, audio)

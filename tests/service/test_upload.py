@@ -116,6 +116,10 @@ class FakeRecords:
         row = self.rows.get(recording_id)
         return row["state"] if row else None
 
+    def reclaim(self, _recording_id):
+        self._answer()
+        return False  # there is one node
+
     def _end(self, recording_id, state, entry, before):
         if self.rows[recording_id]["state"] in before:
             self.rows[recording_id]["state"] = state
