@@ -102,6 +102,7 @@ class Streamer:
         self._streams: dict[UUID, _Stream] = {}
         self._stopped: set[UUID] = set()  # whose file is not what it was
         self._pool = Pool(_AT_ONCE)
+        self._looked = 0.0  # by the monotonic clock
         self._postgres_away = False
 
     def run(self, stop: Event) -> None:
@@ -123,11 +124,9 @@ class Streamer:
             if not self._postgres_away:
                 _log.warning("streams_not_looked_for", why=str(error))
             self._postgres_away = True
-        now = time.monotonic()
-        waiting = [stream for stream in self._streams.values() if stream.due <= now and not stream.busy]
-        for stream in sorted(waiting, key=lambda each: each.due)[: self._pool.free_count()]:
-            stream.busy = True
-            self._pool.spawn(self._step, stream)
+        self._looked = now = time.monotonic()
+        for _ in range(min(self._pool.free_count(), len(self._waiting()))):
+            self._pool.spawn(self._work)
         metrics.STREAMS.set(len(self._streams))
         late = (now - stream.put_at - stream.every for stream in self._streams.values())
         metrics.STREAM_LAG.set(max(0.0, max(late, default=0.0)))
@@ -149,8 +148,18 @@ class Streamer:
                 key=key,
             )
 
+    def _waiting(self) -> list[_Stream]:
+        """Whose segment was due at the last look and is nobody's yet."""
+        return [stream for stream in self._streams.values() if stream.due <= self._looked and not stream.busy]
+
+    def _work(self) -> None:
+        """Put one segment after the other, the earliest first, until no more are due."""
+        while waiting := self._waiting():
+            self._step(min(waiting, key=lambda each: each.due))
+
     def _step(self, stream: _Stream) -> None:
-        """Put the segment that is due, and say when the next one is."""
+        """Put the segment that is due, and say when the next one is: after the last look."""
+        stream.busy = True
         try:
             goes_on, more = self._put_next(stream)
             if not goes_on:

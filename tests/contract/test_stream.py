@@ -250,6 +250,14 @@ def test_a_ship_that_dies_over_a_segment_puts_it_again(house, ship, monkeypatch,
     assert call.segments() == []
 
 
+def test_many_calls_wait_for_no_second_look(house, ship):
+    calls = [Call(house) for _ in range(12)]
+    for call in calls:
+        call.goes_on()
+    ship.stream()
+    assert [len(call.segments()) for call in calls] == [1] * 12
+
+
 def test_nothing_is_streamed_on_a_basis_without_segments(house):
     ship = Shipping(house)
     ship.streamer._every.pop("consent")
