@@ -19,7 +19,7 @@ PROGRAMS := $(POSTGRES) $(REDIS) $(CEPH) espeak-ng:espeak-ng promtool:prometheus
 SOURCES := callrec tests
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: help setup packages demo test test-freeswitch check bench bench-sweep bench-verify bench-ledger bench-audit dashboard-picture image lock clean
+.PHONY: help setup packages demo test test-freeswitch check bench bench-sweep bench-verify bench-ledger bench-audit dashboard-picture chaos image lock clean
 
 help: ## list what there is
 	@grep -E '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
@@ -71,6 +71,9 @@ bench-audit: setup ## time and memory of the audit of 100,000 recordings
 
 dashboard-picture: setup ## draw monitoring/dashboard.svg anew, from a run in which callrec has every fault
 	@CALLREC_DASHBOARD_PICTURE=monitoring/dashboard.svg $(PYTEST) tests/service/test_monitoring.py
+
+chaos: setup ## the failure matrix, executed (ONLY=ship:killed: a part of it; NODE_KILLS=50: kill the whole node instead)
+	@$(BIN)/python tests/chaos/run.py $(ONLY:%=--only %) $(if $(NODE_KILLS),--node-kills $(NODE_KILLS))
 
 image: ## build the container image
 	docker build --tag $(IMAGE) .

@@ -3,12 +3,14 @@
 Copied from what 1.10.12 does: a 44-byte header at once, its sizes 0 (8 for RIFF) until close; data in pieces of 64 KiB,
 of one 20 ms frame (enable_file_write_buffering=false) or of a given number of bytes; half a second held back when both
 directions are recorded, lost at the end and late for mask and unmask, unless RECORD_PRE_BUFFER_FRAMES says otherwise;
-mask writes zeros, pause drops; a file without one frame is removed (empty-file).
+mask writes zeros, pause drops; a file without one frame is removed (empty-file); with a full disk the recording goes on
+(uri-failure).
 """
 
 import os
 import struct
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from callrec.demo.audio import FRAME, FRAMES_PER_BLOCK, FRAMES_PER_SECOND, RATE, block_bytes
@@ -60,6 +62,7 @@ class Recording:
         self.started = started
         self.limit = limit  # seconds, 0: none
         self.masked = self.paused = False
+        self.failed = False  # the disk took not everything
         self._sound = sound
         one_way = _true(settings("RECORD_READ_ONLY")) or _true(settings("RECORD_WRITE_ONLY"))
         self._stereo = not one_way and (_true(settings("RECORD_STEREO")) or _true(settings("RECORD_STEREO_SWAP")))
@@ -81,7 +84,11 @@ class Recording:
         self._fd = os.open(path, os.O_CREAT | os.O_TRUNC | os.O_RDWR | os.O_CLOEXEC, 0o600)
         os.fchmod(self._fd, 0o666 & ~umask)
         if self._wav:
-            os.write(self._fd, _wav_header(self.channels, None))
+            try:
+                os.write(self._fd, _wav_header(self.channels, None))
+            except OSError:
+                self.abandon()
+                raise
 
     @property
     def samples(self) -> int:
@@ -114,12 +121,22 @@ class Recording:
 
     def _put(self, data: bytes) -> None:
         if not self._piece:
-            os.write(self._fd, data)
+            self._to_disk(data)
             return
         self._buffer += data
         while len(self._buffer) >= self._piece:
-            os.write(self._fd, self._buffer[: self._piece])
+            self._to_disk(self._buffer[: self._piece])
             del self._buffer[: self._piece]
+
+    def _to_disk(self, data: bytes | bytearray) -> None:
+        """What the disk has no room for is lost, counted all the same, and the recording goes on."""
+        try:
+            written = os.write(self._fd, data)
+        except OSError:
+            written = 0
+        if written < len(data):
+            self.failed = True
+            os.lseek(self._fd, -written, os.SEEK_CUR)
 
     def close(self, now: float) -> int:
         """Finish the file. Its size in bytes; 0 when it held nothing and was removed."""
@@ -130,12 +147,13 @@ class Recording:
             Path(self.path).unlink(missing_ok=True)
             return 0
         if self._buffer:
-            os.write(self._fd, self._buffer)
+            self._to_disk(self._buffer)
         head = _HEADER if self._wav else 0
-        if self._sound is None:
-            os.ftruncate(self._fd, head + size)
-        if self._wav:
-            os.pwrite(self._fd, _wav_header(self.channels, size), 0)
+        with suppress(OSError):  # a last flush that fails is swallowed
+            if self._sound is None:
+                os.ftruncate(self._fd, head + size)
+            if self._wav:
+                os.pwrite(self._fd, _wav_header(self.channels, size), 0)
         self.abandon()
         return head + size
 

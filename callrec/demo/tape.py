@@ -99,6 +99,8 @@ class Tape:
         cause = "success-maxtime" if size else "empty-file"
         if size and call.down:
             cause = "success-silence" if call.script.audio == caller.CLOCK else "no-input-timeout"
+        if recording.failed:
+            cause = "uri-failure"
         if not size:
             call.set("RECORD_DISCARDED", "true")
         call.set("record_file_size", str(size))
