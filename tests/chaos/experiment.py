@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 
 import gevent
 from exchange import Call
@@ -18,10 +19,11 @@ _TAKEN = 60.0  # seconds in which a withdrawal must be taken in
 _HEARD = 0.2  # seconds after which a key that was pressed before the fault must have had its effect
 _DECISION = 0.25  # seconds that a decision may take (listen.decision_timeout_ms)
 _SLACK = 1.25  # seconds for a machine that others use too
-# Who conducts the calls stands still itself: its callers wait as long as it does.
-_STANDS_STILL = {("listen", "stopped"), ("freeswitch", "stopped"), ("node", "stopped")}
-_SLOWLY = {("listen", "slow"), ("freeswitch", "slow")}
-_EXCHANGES = 1.5  # seconds that the answers on the event socket take longer then
+# Seconds that callers may wait longer. Who conducts the calls stands still itself; a listener that does is ended.
+_MORE = {
+    ("listen", "stopped"): 7.0, ("freeswitch", "stopped"): LASTS, ("node", "stopped"): LASTS,
+    ("listen", "slow"): 1.5, ("freeswitch", "slow"): 1.5,
+}  # fmt: skip
 _NO_LOSS = ("callers_lost", "recordings_lost", "audio_lost", "without_basis", "left")
 
 
@@ -105,9 +107,9 @@ class Laboratory:
     def _withdraw(self, call: Call, at: float, withdrawn: dict[str, bool]) -> None:
         """As a portal does it that tries until it is told that it is done."""
         _sleep_until(at)
-        end = time.monotonic() + _TAKEN
+        end, received_at = time.monotonic() + _TAKEN, datetime.now(UTC).isoformat()
         while call.recording and time.monotonic() < end and not withdrawn.get(call.recording):
-            withdrawn[call.recording] = self._house.withdraw(call.recording, NUMBER)
+            withdrawn[call.recording] = self._house.withdraw(call.recording, NUMBER, received_at)
             gevent.sleep(0.3)
 
     def _await(self, placed: list[Call], outcome: Outcome) -> None:
@@ -127,11 +129,7 @@ class Laboratory:
     ) -> None:
         reader = Reader(self._house)
         outcome.phases = {phase: Found() for phase in PHASES}
-        patience = WAIT + _DECISION + _SLACK
-        if (outcome.target, outcome.fault) in _STANDS_STILL:
-            patience += LONGER.get((outcome.target, outcome.fault), LASTS)
-        if (outcome.target, outcome.fault) in _SLOWLY:
-            patience += _EXCHANGES
+        patience = WAIT + _DECISION + _SLACK + _MORE.get((outcome.target, outcome.fault), 0.0)
         for call in placed:
             taken_back = _taken_back(call)
             kept = self._stored(call)

@@ -26,7 +26,7 @@ STORES = ("postgres", "redis", "s3")
 TARGETS = (*ROLES, *STORES, "freeswitch", "node")
 FAULTS = ("killed", "stopped", "slow", "cut", "full")
 LASTS = 3.0  # seconds
-LONGER = {("listen", "stopped"): 7.0}  # longer than FreeSWITCH waits, at this speed, for a listener's first word
+LONGER = {("listen", "stopped"): 12.0}  # longer than `callrec run` watches a role that stands still
 _PROGRAM = {"postgres": "postgres", "redis": "redis-server", "s3": "radosgw"}
 _ROUTES = {
     "listen": ["listen"], "api": ["callbacks"], "postgres": ["postgres"], "redis": ["redis"], "s3": ["s3"],
@@ -142,12 +142,14 @@ def _fill(house: House, target: str) -> Callable[[], None]:
 def _limit_files(pids: list[int], limit: str) -> None:
     """What a write beyond it fails with is EFBIG instead of ENOSPC. Only its own user may do that to a process."""
     for pid in pids:
-        if running(pid):
+        with contextlib.suppress(FileNotFoundError):
             who = Path(f"/proc/{pid}").stat()
-            subprocess.run(
+            done = subprocess.run(
                 ["prlimit", "--pid", str(pid), f"--fsize={limit}"], user=who.st_uid, group=who.st_gid, extra_groups=[],
-                check=True, timeout=10,
+                capture_output=True, text=True, check=False, timeout=10,
             )  # fmt: skip
+            if done.returncode and running(pid):
+                raise SystemExit(f"chaos: {done.stderr}")
 
 
 def _fill_disk(spool: Path) -> Callable[[], None]:

@@ -5,12 +5,11 @@ import json
 import math
 import os
 import subprocess
-import urllib.error
 import urllib.request
 import wave
 from array import array
 from contextlib import ExitStack
-from datetime import UTC, datetime
+from http import HTTPStatus
 from pathlib import Path
 
 import gevent
@@ -102,11 +101,14 @@ class House:
 
     # What the platform and the portal do
 
-    def withdraw(self, recording_id: str, number: str) -> bool:
-        """Tell callrec that consent to one recording is withdrawn; whether it has taken that in."""
+    def withdraw(self, recording_id: str, number: str, received_at: str) -> bool:
+        """Tell callrec that consent to one recording is withdrawn; whether it says that it has taken that in.
+
+        It may have done so without the answer arriving: the same is said again then, word for word.
+        """
         said = {
-            "channel": "portal", "received_at": datetime.now(UTC).isoformat(), "recording": recording_id,
-            "number": number, "proofs": ["login"],
+            "channel": "portal", "received_at": received_at, "recording": recording_id, "number": number,
+            "proofs": ["login"],
         }  # fmt: skip
         token = self.callrec.secrets["CALLREC_API_TOKENS"].partition(":")[2]
         request = urllib.request.Request(
@@ -115,8 +117,8 @@ class House:
         )  # fmt: skip
         try:
             with urllib.request.urlopen(request, timeout=3) as answer:
-                return any(each["recording"] == recording_id for each in json.load(answer)["recordings"])
-        except (OSError, urllib.error.HTTPError, ValueError):
+                return answer.status == HTTPStatus.CREATED
+        except OSError:  # an answer that is none, too
             return False
 
     def pid(self, role: str) -> int:

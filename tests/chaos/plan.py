@@ -74,7 +74,8 @@ def calls(lasts: float) -> list[Planned]:
 
 
 LEAD = 4.0  # seconds from the beginning of an experiment to its fault
-STORED_WITHDRAWN = (-1.3, -0.9, -0.6, -0.3, -0.1, 0.3)  # the portal withdraws a stored recording each time
+# The portal withdraws a stored recording each time.
+STORED_WITHDRAWN = (-1.3, -1.1, -0.9, -0.7, -0.5, -0.4, -0.3, -0.2, -0.1, 0.3)
 
 
 def was_there(phase: str, facts: dict[str, float], struck: float) -> bool:

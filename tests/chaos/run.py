@@ -19,6 +19,7 @@ monkey.patch_all()
 import argparse  # noqa: E402 # after the patch
 import json  # noqa: E402
 import os  # noqa: E402
+import signal  # noqa: E402
 import sys  # noqa: E402
 import tempfile  # noqa: E402
 import time  # noqa: E402
@@ -55,6 +56,8 @@ def main() -> int:
     log.setup("chaos", os.environ.get("CALLREC_DEMO_LOG", "ERROR"))
     console = Console(stderr=True, width=None if sys.stderr.isatty() else 160)
     begun = time.monotonic()
+    for sig in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(sig, _interrupt)  # so that nothing is left running, and no directory
 
     def say(text: str) -> None:
         console.print(f"[dim]{time.monotonic() - begun:6.1f} s[/]  {text}", highlight=False)
@@ -68,6 +71,10 @@ def main() -> int:
             if options.node_kills:
                 return _kill_nodes(house, options, say)
             return _matrix(house, chosen, options.json, say)
+
+
+def _interrupt(_signal: int, _frame: object) -> None:
+    raise KeyboardInterrupt
 
 
 def _chosen(parser: argparse.ArgumentParser, only: list[str] | None) -> list[tuple[str, str]]:

@@ -1,6 +1,7 @@
 """The simulated switch does what the transcripts show: its headers, its order of events, its files."""
 
 import re
+import resource
 import stat
 import struct
 import time
@@ -468,6 +469,30 @@ def test_recording_is_exact_stereo_and_masked(bench, tmp_path):
     assert silent == list(range(silent[0], silent[-1] + 1, 160))
     assert 4 <= len(silent) * 0.02 < 8
     assert 4 <= silent[0] / 8000 < 6
+
+
+def test_a_full_disk_ends_no_recording(bench, tmp_path):
+    """What is said meanwhile is missing from the file, and counted all the same; the call goes on."""
+    call = bench.call(talk=30)
+    peer = bench.accept()
+    peer.open()
+    path = f"{tmp_path}/a.wav"
+    record(bench, peer, call, path)
+    pass_time(bench, 4)
+    unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, unlimited[1]))
+    try:
+        another = peer.ask(f"api uuid_record {call.uuid} start {tmp_path}/b.wav 0 {EXACT}")
+        pass_time(bench, 4)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
+    pass_time(bench, 4)
+    assert another == "-ERR Cannot record session!"
+    assert peer.ask(f"api uuid_record {call.uuid} stop {path}") == "+OK Success"
+    stop = peer.event("RECORD_STOP", Record_File_Path=path)
+    assert stop.get("Record-Completion-Cause") == "uri-failure"
+    missing = 44 + 4 * int(stop.get("variable_record_samples")) - Path(path).stat().st_size
+    assert 3 < missing / 32_000 < 6
 
 
 def test_a_recording_says_who_spoke_when(bench, tmp_path):
