@@ -6,6 +6,8 @@ import os
 import signal
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
 
 import gevent
 from gevent.event import Event
@@ -22,7 +24,13 @@ _TICK = 0.1  # seconds
 _CHECK = 2.0  # seconds between looks at what a role needs
 _RECHECK = 0.2  # while it is missing
 _GARBAGE = 5_000  # objects that are made before cycles among the new ones are looked for; Python's 700 are two calls'
+_PULSE = 1.0  # seconds between signs of life
 _PR_SET_PDEATHSIG = 1
+
+
+def pulse(directory: str, pid: int) -> Path:
+    """The file whose time of change shows a supervisor that the hub of this process turns."""
+    return Path(directory) / f"{pid}.pulse"
 
 
 def die_with_parent(sig: signal.Signals = signal.SIGTERM) -> Callable[[], None]:
@@ -57,6 +65,8 @@ class Role:
         gc.freeze()
         gc.set_threshold(_GARBAGE)
         gevent.spawn(self._watch_hub)
+        if directory := os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
+            gevent.spawn(_beat, pulse(directory, os.getpid()))
         for need, there in self._needs.items():
             gevent.spawn(self._watch, need, there)
         if http is not None:
@@ -98,3 +108,10 @@ class Role:
             self._found[need] = found
             gauge.set(int(found))
             gevent.sleep(_CHECK if found else _RECHECK)
+
+
+def _beat(sign: Path) -> None:
+    while True:
+        with suppress(OSError):  # a full disk is no reason to end
+            sign.touch()
+        gevent.sleep(_PULSE)

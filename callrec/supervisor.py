@@ -1,7 +1,8 @@
 """`callrec run`: all roles of a small installation, each a process of its own with its own secrets alone.
 
-A role that ends is started again with a back-off. One HTTP address shows all of them: the roles share their metrics
-through files (prometheus-client's multiprocess mode), and the supervisor adds whether each runs.
+A role that ends is started again with a back-off, one that stands still is ended first. One HTTP address shows all of
+them: the roles share their metrics through files (prometheus-client's multiprocess mode), and the supervisor adds
+whether each runs.
 """
 
 import os
@@ -23,7 +24,7 @@ from prometheus_client.multiprocess import MultiProcessCollector, mark_process_d
 from callrec.config import Config
 from callrec.credentials import variables
 from callrec.log import Log
-from callrec.process import die_with_parent
+from callrec.process import die_with_parent, pulse
 from callrec.service import ROLES
 from callrec.web import health
 
@@ -31,6 +32,9 @@ log = Log(__name__)
 
 _GRACE = 30.0  # seconds from SIGTERM to SIGKILL: longer than a role takes to drain
 _LONGEST_PAUSE = 10.0
+_LOOK = 1.0  # seconds between looks at the roles' signs of life
+_STILL = {"listen": 5}  # looks without one before a role is ended; callers wait for `listen` that long
+_LONGEST_STILL = 30  # the same for the others
 _STEADY = 30.0  # seconds of running after which a role's earlier ends are forgotten
 
 
@@ -62,8 +66,10 @@ class Supervisor:
         try:
             server = health.serve(self._http, health.app(self._registry, self._readiness))
             keepers = [gevent.spawn(self._keep, role) for role in ROLES]
+            minder = gevent.spawn(self._mind)
             log.info("supervisor_started", http=f"{self._http[0]}:{self._http[1]}", roles=list(ROLES))
             self._stopping.wait()
+            minder.kill()  # draining has its own deadline
             for child in self._children.values():
                 if child.poll() is None:
                     child.terminate()
@@ -95,11 +101,29 @@ class Supervisor:
             status = child.wait()
             self._up.labels(role).set(0)
             mark_process_dead(child.pid, self._directory)  # type: ignore[no-untyped-call] # no types there
+            pulse(self._directory, child.pid).unlink(missing_ok=True)
             if self._stopping.is_set():
                 return
             ends = 0 if time.monotonic() - begun > _STEADY else ends + 1
             log.error("role_ended", ended=role, status=status, ends=ends)
             self._stopping.wait(random.uniform(0, min(_LONGEST_PAUSE, 0.1 * 2 ** min(ends, 10))))  # noqa: S311 # jitter
+
+    def _mind(self) -> None:
+        """End a role that stands still. FreeSWITCH waits for ever for a listener that it has a call's connection to."""
+        seen: dict[str, tuple[float, int]] = {}
+        while True:
+            gevent.sleep(_LOOK)  # our own standing still counts as one look, however long it was
+            for role, child in list(self._children.items()):
+                try:
+                    sign = pulse(self._directory, child.pid).stat().st_mtime
+                except OSError:  # it has not begun yet
+                    continue
+                known, looks = seen.get(role, (0.0, 0))
+                looks = looks + 1 if sign == known else 0
+                seen[role] = sign, looks
+                if looks >= _STILL.get(role, _LONGEST_STILL) and child.poll() is None:
+                    log.error("role_stands_still", still=role, looks=looks)
+                    child.kill()
 
     def _registry(self) -> CollectorRegistry:
         registry = CollectorRegistry()

@@ -9,11 +9,12 @@ from pathlib import Path
 
 import gevent
 import pytest
-from fix_callrec import alive, children
+from fix_callrec import alive, children, facts, until_seen
 from fix_stack import wait_until
 
 from callrec import supervisor
 from callrec.credentials import variables
+from callrec.demo.caller import CallScript
 from callrec.service import ROLES
 from callrec.supervisor import Supervisor, environment
 
@@ -95,6 +96,19 @@ def test_a_role_that_ends_is_started_again(node, role):
     assert [path.name for path in folder.glob(f"gauge_live*_{dead}.db")] == []  # it shows no longer as if it lived
     ended = [json.loads(line) for line in node.logs().splitlines() if '"role_ended"' in line]
     assert (ended[-1]["ended"], ended[-1]["status"]) == (role, -signal.SIGKILL)
+
+
+def test_a_listener_that_stands_still_is_ended_and_its_callers_go_on(node):
+    """FreeSWITCH has no deadline of its own for a connection once it is there."""
+    call = node.place(CallScript("040404040", talk=1))
+    until_seen(call, "answered")
+    still = node.pid("listen")
+    os.kill(still, signal.SIGSTOP)
+    assert "bridged" in facts(call, 60)
+    wait_until(lambda: node.installation.pids().get("listen") not in (None, still), 20, "a new process")
+    node.ready(60)
+    said = [json.loads(line) for line in node.logs().splitlines() if '"role_stands_still"' in line]
+    assert [(each["still"], each["looks"]) for each in said] == [("listen", 5)]
 
 
 def test_a_role_that_is_gone_is_missing_from_readiness(node):
