@@ -11,6 +11,7 @@ backup has its keys back, and no memory of their erasure (`callrec replay-erasur
 
 import random
 import time
+from collections import deque
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any, Protocol
@@ -63,9 +64,11 @@ class Eraser:
         self._live = live
         self._stop = stop
         self._clock = clock
+        self._owed: deque[tuple[UUID, datetime, str]] = deque()
 
     def erase_next(self) -> bool:
         """Take one erasure as far as it goes; False when none is due. StoreError if the claim itself fails."""
+        self._tell_owed()
         claimed = self._records.claim_erasure(_LEASE)
         if claimed is None:
             return False
@@ -80,9 +83,20 @@ class Eraser:
             metrics.RETRIES.labels("erasure").inc()
             log.warning("erasure_put_off", recording=claimed.recording_id, why=str(error), retry_in=round(pause, 1))
             due_at = self._clock() + timedelta(seconds=pause)
-            self._records.erasure_waits(claimed.recording_id, "due", due_at, error=str(error))
+            self._owed.append((claimed.recording_id, due_at, str(error)))
+            self._tell_owed()
         metrics.ERASURE_SECONDS.observe(time.monotonic() - began)
         return True
+
+    def _tell_owed(self) -> None:
+        """Note when erasures that failed are due again. Without Postgres that is owed: a lease lasts minutes."""
+        while self._owed:
+            recording_id, due_at, error = self._owed.popleft()
+            try:
+                self._records.erasure_waits(recording_id, "due", due_at, error=error)
+            except StoreError:
+                self._owed.append((recording_id, due_at, error))
+                raise
 
     def _erase(self, claimed: Claimed) -> None:
         recording_id, done = claimed.recording_id, claimed.done

@@ -12,7 +12,15 @@ from fix_stack import wait_until
 
 from callrec import metrics
 from callrec.call.policy import BasisKind
-from callrec.errors import AccessDeniedError, CallrecError, ConflictError, RightsError, StorageError, UnknownError
+from callrec.errors import (
+    AccessDeniedError,
+    CallrecError,
+    ConflictError,
+    RightsError,
+    StorageError,
+    StoreError,
+    UnknownError,
+)
 from callrec.ledger.caller import look_up
 from callrec.recording import lifecycle
 from callrec.rights.calendar import Deadline
@@ -627,6 +635,25 @@ def test_one_that_fails_is_put_off_and_the_others_go_on(house, fault):
     assert row["last_error"]
     wait_until(lambda: house.eraser().erase_next(), 10, "another go")
     assert house.left(poisoned) == set()
+
+
+def test_a_failure_that_postgres_was_not_told_of_is_told_when_it_is_back(house):
+    """Otherwise the erasure would wait for the end of its lease."""
+    kept = house.record()
+    house.desk().erase(kept.recording_id, Cause.NO_LONGER_NEEDED, "dpo")
+    eraser = house.eraser()
+
+    def away(*_, **__):
+        raise StoreError("Postgres is away")
+
+    eraser._records.erasure_step = eraser._records.erasure_waits = away
+    for _ in range(2):
+        with pytest.raises(StoreError):
+            eraser.erase_next()
+    assert house.erasure(kept.recording_id)["claimed_until"] > datetime.now(UTC) + timedelta(minutes=1)
+    del eraser._records.erasure_step, eraser._records.erasure_waits
+    wait_until(eraser.erase_next, 10, "another go")
+    assert house.left(kept) == set()
 
 
 def test_it_is_not_called_erased_while_something_is_found(house):
