@@ -182,13 +182,17 @@ def _fill_redis(house: House) -> Callable[[], None]:
 
 def _fill_s3(house: House) -> Callable[[], None]:
     """What Ceph does with writers when its disks are full: it lets them wait."""
-    _ceph(house, "osd", "set", "full")
+    _ceph(house, "osd", "set", "full", "--yes-i-really-mean-it")
     return lambda: _ceph(house, "osd", "unset", "full")
 
 
 def _ceph(house: House, *words: str) -> None:
     conf = house.stack.root / "s3" / "ceph.conf"
-    subprocess.run(["ceph", "-c", str(conf), *words], check=True, capture_output=True, timeout=30)
+    done = subprocess.run(
+        ["ceph", "-c", str(conf), *words], capture_output=True, text=True, check=False, timeout=30
+    )  # fmt: skip
+    if done.returncode:
+        raise SystemExit(f"chaos: {done.stderr}")
 
 
 def healed_at_exit(ends: ExitStack, heal: Callable[[], None]) -> Callable[[], None]:

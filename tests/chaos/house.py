@@ -24,7 +24,7 @@ from callrec.demo.verdict import Inspector
 SPEED = 5.0  # times as fast as real callers
 NOTICE, ASK = 6.0, 3.0  # seconds of the prompts
 WAIT = 1.0  # seconds that callrec waits for a key
-_DISK = "256m"  # of the spool, where it can have one of its own
+_DISK = "512m"  # of the spool, where it can have one of its own
 _CLONE_NEWNS = 0x20000
 
 
