@@ -181,9 +181,9 @@ def _fill_redis(house: House) -> Callable[[], None]:
 
 
 def _fill_s3(house: House) -> Callable[[], None]:
-    """What Ceph does with writers when its disks are full: it lets them wait."""
-    _ceph(house, "osd", "set", "full", "--yes-i-really-mean-it")
-    return lambda: _ceph(house, "osd", "unset", "full")
+    """A Ceph whose disks are full lets writers wait, for room or for ever. Here readers wait, too."""
+    _ceph(house, "osd", "set", "pause")
+    return lambda: _ceph(house, "osd", "unset", "pause")
 
 
 def _ceph(house: House, *words: str) -> None:

@@ -12,7 +12,7 @@ from reading import Found, Reader, unsettled
 
 _SETTLE = 120.0  # seconds for the last one
 _CALLS = 5  # placed before each kill
-_LONGEST = 3.0  # seconds from the first call to the kill
+_LONGEST = 4.5  # seconds from the first call to the kill
 
 
 def kill_again_and_again(house: House, times: int, seed: int, say: Callable[[str], None]) -> Found:
@@ -22,9 +22,8 @@ def kill_again_and_again(house: House, times: int, seed: int, say: Callable[[str
         begun, mine = time.time(), []
         kill_at = chance.uniform(0.2, _LONGEST)
         for _ in range(_CALLS):
-            at, until = chance.uniform(-1.5, kill_at), chance.uniform(0.5, 3.0)
-            planned = chance.choice((sale, consent))("recording", at + 1.6, at + 1.6 + until)
-            mine.append((max(0.0, at), planned.script))
+            at, talk = chance.uniform(0.0, max(0.1, kill_at - 1.0)), chance.uniform(0.5, 3.0)
+            mine.append((at, chance.choice((sale, consent))("recording", 0.0, talk).script))
         for at, script in sorted(mine, key=lambda each: each[0]):
             gevent.sleep(max(0.0, begun + at - time.time()))
             calls.append(house.switch.place("recording", script))

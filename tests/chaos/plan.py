@@ -12,6 +12,7 @@ NUMBER = "+38640123456"
 _SALES, _SERVICE = "040404045", "040404040"
 _HEARD = NOTICE / SPEED  # seconds that a notice lasts
 _KEY = 0.3  # seconds after the notice
+_CLOSE = 0.25  # seconds around a decision in which its recording starts
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +90,7 @@ def was_there(phase: str, facts: dict[str, float], struck: float) -> bool:
         case "asking":
             return heard <= struck < decided
         case "starting":
-            return abs(min(facts.get("key", heard), heard if "key" not in facts else inf) - struck) < 0.25
+            return abs(facts.get("key", heard) - struck) < _CLOSE
         case "recording":
             return facts.get("recording", inf) <= struck < facts.get("recorded", inf)
         case _:

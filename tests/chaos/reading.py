@@ -69,7 +69,8 @@ def unsettled(house: House) -> str:
 
 
 def spooled(house: House) -> list[str]:
-    folders = (house.callrec.spool / folder for folder in ("rec", "sealed", "withdrawn"))
+    """Files that may hold audio; the empty mark of a withdrawal stays until `ship` next tidies up."""
+    folders = (house.callrec.spool / folder for folder in ("rec", "sealed"))
     return [path.name for folder in folders for path in folder.iterdir()]
 
 
@@ -142,8 +143,8 @@ class Reader:
         versions = self._objects.get(recording, [])
         tape = self._tape(recording)[_HEADER:]
         if row is None or row["state"] != "stored" or len(versions) != 1:
-            if row is not None and row["state"] == "empty" and not tape and not versions:
-                return  # FreeSWITCH never wrote a sample
+            if row is not None and row["state"] in {"empty", "discarded"} and not tape and not versions:
+                return  # FreeSWITCH never wrote a sample: it began when nobody waited any more, and was stopped
             found.recordings_lost += 1
             found.audio_lost += len(tape) / _BYTES
             found.wrong.append(

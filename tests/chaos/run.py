@@ -9,7 +9,8 @@ back: did the caller reach an agent in time; is what FreeSWITCH wrote stored, on
 durable before the first sample; is anything left of what was withdrawn.
 
 A cell is red, and the exit status 1, if a caller got lost or heard nothing for too long, a recording or a second of
-audio was lost, a sample had no basis, or anything was left.
+audio was lost, a sample had no basis, or anything was left; a `?` is a phase that had no call when the fault struck. An
+experiment takes 10 to 70 s, all of them a quarter of an hour; one that does not come to rest is red after 150 s more.
 """
 
 from gevent import monkey
@@ -31,6 +32,7 @@ from faults import FAULTS, TARGETS, senseless  # noqa: E402
 from house import House  # noqa: E402
 from node_kills import kill_again_and_again  # noqa: E402
 from plan import PHASES  # noqa: E402
+from rich import box  # noqa: E402
 from rich.console import Console  # noqa: E402
 from rich.table import Table  # noqa: E402
 
@@ -143,14 +145,16 @@ def _complaints(outcome: Outcome) -> list[str]:
 
 
 def _table(outcomes: list[Outcome]) -> Table:
-    table = Table(title="Each fault of each part, while calls are in every phase", title_justify="left")
+    table = Table(
+        title="Each fault of each part, while calls are in every phase", title_justify="left", box=box.SIMPLE_HEAD
+    )
     for column in ("", "fault", *PHASES):
-        table.add_column(column)
+        table.add_column(column, no_wrap=True)
     for column in (
-        "callers", "lost", "recordings", "lost", "audio lost", "without basis", "erased", "left", "longest wait",
-        "well after",
+        "callers\nlost", "recordings\nlost", "audio\nlost", "without\nbasis", "left of\nwhat goes", "longest\nwait",
+        "well\nafter",
     ):  # fmt: skip
-        table.add_column(column, justify="right")
+        table.add_column(column, justify="right", no_wrap=True)
     target = ""
     for outcome in outcomes:
         if target not in {"", outcome.target}:
@@ -162,8 +166,9 @@ def _table(outcomes: list[Outcome]) -> Table:
         total = outcome.total
         table.add_row(
             name, outcome.fault, *(_mark(outcome, phase) for phase in PHASES),
-            str(total.calls), _figure(total.callers_lost), str(total.recordings), _figure(total.recordings_lost),
-            _figure(total.audio_lost, " s"), _figure(total.without_basis), str(total.erased), _figure(total.left),
+            _figure(total.callers_lost, f" of {total.calls}"),
+            _figure(total.recordings_lost, f" of {total.recordings}"), _figure(total.audio_lost, " s"),
+            _figure(total.without_basis), _figure(total.left, f" of {total.erased}"),
             f"{total.longest_silence:.1f} s", f"{outcome.settled_after:.0f} s",
         )  # fmt: skip
     return table

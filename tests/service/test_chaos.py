@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 RUN = Path(__file__).parents[1] / "chaos" / "run.py"
-CELLS = ("node:killed", "postgres:cut", "ship:killed")
+CELLS = ("node:killed", "postgres:cut")
 PHASES = {"notice", "asking", "starting", "recording", "after", "erasing"}
 
 
