@@ -40,6 +40,7 @@ log = Log(__name__)
 
 EXIT = 2.0  # seconds for FreeSWITCH to answer `exit`
 _LONGEST_CALL = 86_400.0  # seconds
+_LATE = 0.25  # seconds after a deadline of which it says more about us than about FreeSWITCH
 _LOOK = 1.0  # seconds between two looks at where a call is that was sent elsewhere
 _OVER = frozenset({State.UNRECORDED, State.ENDED})
 
@@ -182,10 +183,12 @@ class Conduct:
 
     def _next(self) -> on.Event:
         deadline = self.call.deadline
-        try:
+        with suppress(Empty):
             return self.mailbox.get(timeout=None if deadline is None else max(0.0, deadline - time.monotonic()))
-        except Empty:
-            return on.Tick()
+        if deadline is not None and time.monotonic() - deadline > _LATE:  # we stood still: hear what came meanwhile
+            with suppress(Empty):
+                return self.mailbox.get(timeout=_LATE)
+        return on.Tick()
 
     def _take(self, event: on.Event) -> None:
         before = self.call
@@ -275,7 +278,7 @@ class Conduct:
         reason = self._obstacle()
         if reason:
             return on.BasisMissing(reason)
-        basis, caller = self.call.rule.basis, self._conceal()
+        basis, caller = self.call.rule.basis, self.node.conceal(self._caller) if self._caller else None
         commitment = {"caller_commitment": caller.commitment} if caller is not None else {}
         about = {"decision": self.call.decision, "recording": str(self.facts.recording_id), **commitment}
         more: dict[str, Any] = {"timeout": self.node.decision_timeout}
@@ -304,9 +307,6 @@ class Conduct:
         if self.call.rule.basis.withdraw_keys and not self.node.control.up:
             return "control_link_down"  # what can't be withdrawn may not be begun
         return ""
-
-    def _conceal(self) -> Concealed | None:
-        return self.node.conceal(self._caller) if self._caller else None
 
     def _start_recording(self) -> None:
         assert self._link is not None

@@ -13,6 +13,7 @@ from uuid import uuid4
 import gevent
 import pytest
 import redis
+from gevent import monkey
 from gevent.event import Event
 from prometheus_client import REGISTRY
 
@@ -519,6 +520,18 @@ def test_a_start_that_never_comes_is_stopped_discarded_and_counted(stage):
     assert unrecorded("start_overdue") == before + 1
     assert ("void", "start_overdue") in stage.journal
     assert stage.spool.withdrawn(stage.conduct.facts.recording_id)
+
+
+def test_a_deadline_that_we_slept_through_is_not_held_against_freeswitch(stage):
+    """What it recorded while this process, or the machine, stood still has its basis and is kept."""
+    stage.node.timing = Timing(start=0.1)
+    stage.begin().agrees()
+    stage.reach(State.STARTING)
+    monkey.get_original("time", "sleep")(0.5)  # the hub, too
+    gevent.spawn_later(0.02, stage.record_started)  # it was on its way, and is read after the deadline is noticed
+    stage.reach(State.RECORDING)
+    stage.hangs_up()
+    assert ("finished", 8000, False) in stage.journal
 
 
 def test_a_link_that_takes_nothing_is_given_up_at_the_deadline(stage):
