@@ -52,6 +52,8 @@ class House:
         spool = self.root / "callrec" / "spool"
         spool.mkdir(parents=True)
         self.own_disk = _mount(spool)
+        if self.own_disk:  # or its directory could not be removed
+            self._ends.callback(subprocess.run, ["umount", "--lazy", str(spool)], check=False)
         self.tapes.mkdir(mode=0o755)
         self.stack = Stack(self.root / "stack", env={})
         self._ends.callback(self.stack.stop)
