@@ -34,7 +34,7 @@ _GRACE = 30.0  # seconds from SIGTERM to SIGKILL: longer than a role takes to dr
 _LONGEST_PAUSE = 10.0
 _LOOK = 1.0  # seconds between looks at the roles' signs of life
 _STILL = {"listen": 5}  # looks without one before a role is ended; callers wait for `listen` that long
-_LONGEST_STILL = 30  # the same for the others
+_LONGEST_STILL = 120  # the same for the others: nobody waits for them at once, and an alert comes first
 _STEADY = 30.0  # seconds of running after which a role's earlier ends are forgotten
 
 
