@@ -3,7 +3,7 @@
 Version 1: the canonical JSON (RFC 8785, UTF-8) of an object with these members, all of them always there.
 
     at           when it happened, by the node's clock
-    body_sha256  SHA-256 of the canonical JSON of the entry's body, 64 hexadecimal digits
+    body_sha256  SHA-256 of the canonical JSON of the entry's body, 64 hexadecimal digits; see body_bytes()
     call         UUID of the call, or null
     entry        entry_id of the row
     kind         what happened
@@ -110,6 +110,18 @@ def canonical_json(text: str) -> bytes:
         raise LedgerError("The body of an entry has no canonical form", detail=type(error).__name__) from None
 
 
+def body_bytes(text: str) -> bytes:
+    """What is hashed of a body, from its text as Postgres writes it: its canonical form, or that text if it has none.
+
+    Else whoever may write one entry could keep all behind it out of the tree. No body's text is the canonical form of
+    another: jsonb is written with a space behind each colon and comma, canonical JSON is not.
+    """
+    try:
+        return canonical_json(text)
+    except LedgerError:
+        return text.encode()
+
+
 _quoted = lru_cache(maxsize=1024)(_encode)  # kinds and nodes are few
 
 
@@ -160,10 +172,10 @@ def leaf_of(row: Mapping[str, Any]) -> Leaf:
     """The quick way from a row to its leaf, for those who look at many.
 
     The row has `at` and `noted` in microseconds since 1970, body and UUIDs as text, and `body_sha256` where the body
-    was pruned. LedgerError where the body or a time has no canonical form.
+    was pruned. LedgerError where there is neither, or where a time has no canonical form.
     """
     body = row["body"]
-    body_sha256 = row.get("body_sha256") if body is None else sha256(canonical_json(body)).digest()
+    body_sha256 = row.get("body_sha256") if body is None else sha256(body_bytes(body)).digest()
     if body_sha256 is None:
         raise LedgerError("An entry without a body", detail=f"entry {row['entry_id']}, and nobody says what it was")
     try:
@@ -205,7 +217,7 @@ class Entry:
         """
         body = row["body"]
         if body is not None:
-            body_sha256 = sha256(canonical_json(body) if isinstance(body, str) else canonical_body(body)).digest()
+            body_sha256 = sha256(body_bytes(body) if isinstance(body, str) else canonical_body(body)).digest()
         elif pruned is not None:
             body_sha256 = pruned
         else:

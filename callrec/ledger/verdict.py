@@ -119,7 +119,7 @@ def wrong(row: Mapping[str, Any]) -> str:
     try:
         leaf = leaf_of(row)
     except LedgerError:
-        return "its body was changed into what has no canonical form"
+        return "its row was changed: nobody says what its body was, or it has a time that no entry can have"
     if leaf.body_sha256 != row["body_sha256"]:
         return "its body was changed"
     return "" if leaf.leaf_hash == row["leaf_hash"] else "its kind, node, ids, ordinal or times were changed"

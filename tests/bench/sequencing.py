@@ -7,7 +7,8 @@ from gevent import monkey
 
 monkey.patch_all()
 
-import os  # noqa: E402 # patched first, as callrec itself is
+import gc  # noqa: E402 # patched first, as callrec itself is
+import os  # noqa: E402
 import random  # noqa: E402
 import sys  # noqa: E402
 
@@ -17,6 +18,7 @@ from gevent.fileobject import FileObject  # noqa: E402
 
 from callrec.ledger.note import Signer  # noqa: E402
 from callrec.ledger.sequencer import Sequencer  # noqa: E402
+from callrec.process import _GARBAGE  # noqa: E402
 from callrec.service import _SIGN  # noqa: E402
 from callrec.store.db import Database  # noqa: E402
 from callrec.store.tree import TreeRecords  # noqa: E402
@@ -28,6 +30,8 @@ def main():
     with Database(os.environ["BENCH_POSTGRES"], *os.environ["BENCH_LOGIN"].split(":")) as store:
         assert store.alive(10.0)
         sequencer = Sequencer(TreeRecords(store), [Signer.generate(_ORIGIN)], _ORIGIN)
+        gc.freeze()  # as every role of callrec does
+        gc.set_threshold(_GARBAGE)
         sys.stdout.write("ready\n")
         sys.stdout.flush()
         at_work = Event()

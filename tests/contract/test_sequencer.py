@@ -1,6 +1,7 @@
 """The sequencer on a real Postgres, as `sweep`: every entry once, gap-free, provable, and no rewriting unnoticed."""
 
 import contextlib
+import hashlib
 import json
 
 import gevent
@@ -287,13 +288,11 @@ def test_a_checkpoint_that_somebody_else_signed_is_not_built_upon(ledger):
 @pytest.mark.parametrize(
     "body",
     [
-        '{"a": 9007199254740992}', '{"a": [{"b": -1e17}]}', '{"a": 1e400}', "[]", '"text"', "null", "1",
-        '{"a": ' + "[" * 20 + "]" * 20 + "}", json.dumps({"a": "x" * 70_000}),
+        "[]", '"text"', "null", "1", json.dumps({"a": "x" * 70_000}),
     ],
     ids=lambda body: body[:20],
 )  # fmt: skip
-def test_what_could_not_be_hashed_is_not_taken(ledger, body):
-    """Or one entry could keep all later ones out of the tree."""
+def test_what_is_no_entry_is_not_taken(ledger, body):
     with pytest.raises(StoreError):
         ledger.appender._database.run(
             "entry", {"call_id": None, "recording_id": None, "kind": "k", "body": body, "node": "n"}
@@ -311,6 +310,23 @@ def test_what_is_taken_can_be_hashed(ledger, body):
     ledger.appender.entry("k", body)
     run_out(ledger.sequencer)
     ledger.verify()
+
+
+@pytest.mark.parametrize(
+    "body",
+    ['{"a": 9007199254740993}', '{"a": [{"b": -1e17}]}', '{"a": 1e400}', '{"a": ' + "[" * 2000 + "]" * 2000 + "}"],
+    ids=lambda body: body[:20],
+)  # fmt: skip
+def test_what_has_no_canonical_form_is_hashed_as_it_is_written(ledger, body):
+    """Or one entry could keep all later ones out of the tree."""
+    ledger.appender._database.run(
+        "entry", {"call_id": None, "recording_id": None, "kind": "k", "body": body, "node": "n"}
+    )
+    ledger.append(1)
+    run_out(ledger.sequencer)
+    odd, _ = ledger.stores.rows("SELECT e.body::text AS body, l.* FROM ledger e JOIN ledger_leaf l USING (entry_id)")
+    assert odd["body_sha256"] == hashlib.sha256(odd["body"].encode()).digest()
+    assert ledger.checkpoint().size == 2
 
 
 @pytest.mark.parametrize("role", ["listen", "ship", "api", "sweep"])
