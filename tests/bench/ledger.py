@@ -1,10 +1,11 @@
 """What the ledger costs those who append to it, how far behind its checkpoint is, and how long a proof takes.
 
-    make bench-ledger    or    .venv/bin/python tests/bench/ledger.py [--rounds N] [--seconds N] [--leaves N]
+    make bench-ledger    or    .venv/bin/python tests/bench/ledger.py [--pgbench] [--rounds N] [--seconds N]
 
-pgbench appends from two hundred connections at once, one INSERT a transaction, fsync on: in turn into the ledger, as
-`listen` and with the sequencer at work, and the same rows into a plain table with the same columns and a primary key,
-and nothing else. (callrec itself appends from a few connections, many notes at a time.)
+Two hundred appenders on as many connections, one INSERT a transaction, fsync on: in turn into the ledger, with the
+sequencer at work, and the same rows into a plain table with the same columns and a primary key, and nothing else. They
+append as callrec does (appending.py, four processes). With --pgbench they are Postgres' own, which take next to none
+of the processor, so that all of it goes to what is compared: the hardest client there can be, and no appender of ours.
 
 The lag is that of each entry: from when Postgres took it until a checkpoint that covers it was signed. A proof of one
 among a million is what the evidence of an entry takes: its leaf, the hashes beside it, and the test against the root.
@@ -17,6 +18,7 @@ from gevent import monkey
 monkey.patch_all()
 
 import argparse  # noqa: E402 # patched first, as callrec itself is
+import json  # noqa: E402
 import math  # noqa: E402
 import os  # noqa: E402
 import random  # noqa: E402
@@ -31,6 +33,7 @@ from pathlib import Path  # noqa: E402
 from urllib.parse import urlsplit  # noqa: E402
 
 import psycopg  # noqa: E402
+from appending import APPENDERS  # noqa: E402
 from load import busy, cpu  # noqa: E402
 from rich.console import Console  # noqa: E402
 from rich.table import Table  # noqa: E402
@@ -123,8 +126,9 @@ def _percentile(values: list[float], share: float) -> float:
 class Bench:
     """A Postgres of its own with both tables, and the sequencer, which stands still while the plain table is tried."""
 
-    def __init__(self, root: Path, ends: ExitStack) -> None:
+    def __init__(self, root: Path, ends: ExitStack, *, pgbench: bool = False) -> None:
         self._root = root
+        self._pgbench = pgbench
         self._stack = ends.enter_context(Stack(root / "stack", services=["postgres"], env={}))
         self._url = self._stack.postgres_url
         at = urlsplit(self._url)
@@ -152,40 +156,59 @@ class Bench:
 
     def append(self, side: Side, seconds: int) -> float:
         """Two hundred appenders for so long. Gives entries a second."""
-        for old in self._root.glob("log.*"):
-            old.unlink()
         self._admin.execute("CHECKPOINT")  # what the other table wrote is no work of this one's
         self._rounds += 1
-        entries = {
-            name: _INSERT.format(table=side.table, round=self._rounds, kind=kind, body=body)
-            for name, (kind, body) in _BODIES.items()
-        }
-        (self._root / "script.sql").write_text(_SCRIPT.format(**entries))
-        url = urlsplit(self._url)
-        at = ["-h", url.hostname, "-p", str(url.port), "-U", "bench_listen", url.path[1:]]
         if side.table == "ledger":
             self._turn()
         ours = os.getpid(), self._sequencer.pid, *self._stack.pids().values()
         began, others = time.monotonic(), busy() - cpu(*ours)
-        done = subprocess.run(
-            [str(Path(program("initdb")).resolve().with_name("pgbench")), "--no-vacuum", "--protocol=prepared", "--log",
-             f"--log-prefix={self._root}/log", f"--client={_APPENDERS}", "--jobs=2", f"--time={seconds}",
-             "--define=n=0", f"--file={self._root}/script.sql", *at],
-            env=os.environ | {"PGPASSWORD": self._logins["listen"]}, capture_output=True, text=True, check=False,
-        )  # fmt: skip
+        latencies = self._by_pgbench(side.table, seconds) if self._pgbench else self._by_callrec(side.table, seconds)
         others = (busy() - cpu(*ours) - others) / (time.monotonic() - began)
         self.others = max(self.others, others)
-        if done.returncode:
-            raise SystemExit(f"bench: {done.stderr}")
         if side.table == "ledger":
             self._drain()
             self._turn()
-        latencies = [
-            int(line.split()[2]) / 1e6 for path in self._root.glob("log.*") for line in path.read_text().splitlines()
-        ]
         side.latencies += latencies
         side.took += seconds
         return len(latencies) / seconds
+
+    def _by_callrec(self, table: str, seconds: int) -> list[float]:
+        login = {"BENCH_POSTGRES": self._url, "BENCH_APPENDER": f"bench_listen:{self._logins['listen']}"}
+        processes = [
+            subprocess.Popen(
+                [sys.executable, str(Path(__file__).with_name("appending.py")), table, str(seconds)],
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ | login,
+            )
+            for _ in range(_APPENDERS // APPENDERS)
+        ]  # fmt: skip
+        for process in processes:
+            if process.stdout.readline() != "ready\n":
+                raise SystemExit("bench: the appenders did not start")
+        for process in processes:
+            process.stdin.write("\n")
+            process.stdin.flush()
+        return [took for process in processes for took in json.loads(process.communicate()[0])]
+
+    def _by_pgbench(self, table: str, seconds: int) -> list[float]:
+        for old in self._root.glob("log.*"):
+            old.unlink()
+        entries = {
+            name: _INSERT.format(table=table, round=self._rounds, kind=kind, body=body)
+            for name, (kind, body) in _BODIES.items()
+        }
+        (self._root / "script.sql").write_text(_SCRIPT.format(**entries))
+        url = urlsplit(self._url)
+        done = subprocess.run(
+            [str(Path(program("initdb")).resolve().with_name("pgbench")), "--no-vacuum", "--protocol=prepared", "--log",
+             f"--log-prefix={self._root}/log", f"--client={_APPENDERS}", "--jobs=2", f"--time={seconds}",
+             "--define=n=0", f"--file={self._root}/script.sql", "-h", url.hostname, "-p", str(url.port),
+             "-U", "bench_listen", url.path[1:]],
+            env=os.environ | {"PGPASSWORD": self._logins["listen"]}, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        if done.returncode:
+            raise SystemExit(f"bench: {done.stderr}")
+        lines = (line for path in self._root.glob("log.*") for line in path.read_text().splitlines())
+        return [int(line.split()[2]) / 1e6 for line in lines]
 
     def _drain(self) -> None:
         deadline = time.monotonic() + 60
@@ -242,6 +265,7 @@ class Bench:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--pgbench", action="store_true", help="appenders that take next to none of the processor")
     parser.add_argument("--rounds", type=int, default=4, help="of each table (4)")
     parser.add_argument("--seconds", type=int, default=5, help="for each round (5)")
     parser.add_argument("--leaves", type=int, default=1_000_000, help="of the tree in which proofs are made (1000000)")
@@ -259,7 +283,7 @@ def main() -> int:
         ExitStack() as running,
     ):
         Path(name).chmod(0o755)  # Postgres is another user
-        bench = Bench(Path(name), running)
+        bench = Bench(Path(name), running, pgbench=options.pgbench)
         for table in ("plain", "ledger"):  # an installation is warm, and Postgres knows how large its tables are
             bench.append(Side(table), 2)
         bench.analyse()
