@@ -29,21 +29,26 @@ setup: packages .venv/installed ## install what is missing: Debian packages (as 
 demo: setup ## boot a private stack, place one call per scenario, read back what the law demanded
 	@$(BIN)/callrec demo
 
-# Three at once: most of the time they wait. What is new under tests/service falls into the third.
+# Four at once: most of the time they wait. What is new under tests/service falls into the fourth.
 FIRST := tests/core tests/contract
 SECOND := $(wildcard tests/service/test_calls.py tests/service/test_garbage.py tests/service/test_kill.py \
 	tests/service/test_privacy.py) tests/acceptance
-THIRD := $(filter-out $(SECOND),$(wildcard tests/service/test_*.py)) $(if $(CALLREC_TEST_FREESWITCH),tests/freeswitch)
+THIRD := $(wildcard tests/service/test_chaos.py tests/service/test_expiry.py tests/service/test_monitoring.py \
+	tests/service/test_node_lost.py tests/service/test_stores_down.py)
+FOURTH := $(filter-out $(SECOND) $(THIRD),$(wildcard tests/service/test_*.py)) \
+	$(if $(CALLREC_TEST_FREESWITCH),tests/freeswitch)
 
 test: setup ## run the tests (with a real FreeSWITCH too if CALLREC_TEST_FREESWITCH names its directory)
-	@echo "Three runs at once, shown in turn as they end; a few minutes"
+	@echo "Four runs at once, shown in turn as they end; some minutes"
 	@trap 'kill $$(jobs -p) 2>/dev/null || true' EXIT; status=0; \
 	$(PYTEST) $(FIRST) >$(CACHE)/test-1.log 2>&1 & first=$$!; \
 	$(PYTEST) $(SECOND) >$(CACHE)/test-2.log 2>&1 & second=$$!; \
 	$(PYTEST) $(THIRD) >$(CACHE)/test-3.log 2>&1 & third=$$!; \
+	$(PYTEST) $(FOURTH) >$(CACHE)/test-4.log 2>&1 & fourth=$$!; \
 	wait $$first || status=$$?; cat $(CACHE)/test-1.log; \
 	wait $$second || status=$$?; cat $(CACHE)/test-2.log; \
-	wait $$third || status=$$?; cat $(CACHE)/test-3.log; exit $$status
+	wait $$third || status=$$?; cat $(CACHE)/test-3.log; \
+	wait $$fourth || status=$$?; cat $(CACHE)/test-4.log; exit $$status
 
 test-freeswitch: setup ## run the tests against a real FreeSWITCH, in the directory CALLREC_TEST_FREESWITCH
 	@$(PYTEST) tests/freeswitch

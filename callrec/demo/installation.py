@@ -98,7 +98,8 @@ class Installation:
         self.secrets: dict[str, str] = {"CALLREC_EVENT_SOCKET_PASSWORD": password}
         self._further = beside is not None
         if beside:
-            self.bucket, self.private_key, self.public_key = beside.bucket, beside.private_key, beside.public_key
+            self.bucket, self.checkpoints, self.signer = beside.bucket, beside.checkpoints, beside.signer
+            self.private_key, self.public_key = beside.private_key, beside.public_key
             self.secrets = beside.secrets | self.secrets
         self._event_socket = event_socket
         self._changes = changes or {}

@@ -45,7 +45,8 @@ def newest(node):
 def anchor_sizes(node):
     objects = node.installation.objects(node.installation.checkpoints)
     try:
-        return [int(version.key[-20:]) for version in objects.versions("checkpoints/")]
+        keys = [version.key for version in objects.versions("checkpoints/")]
+        return [int(key[-20:]) for key in keys if not key.endswith(".leaves")]
     finally:
         objects.close()
 
