@@ -219,7 +219,18 @@ def test_a_bucket_that_somebody_opened_and_then_an_s3_that_is_down(watched):
     watched.raises("CallrecStorageProbeFailed", "CallrecLifecycleDrift")
     watched.node.stack.kill("s3")
     watched.again("sweep")
-    watched.raises("CallrecStorageProbeOld", "CallrecDependencyDown")
+    watched.raises("CallrecStorageProbeOld", "CallrecDependencyDown", "CallrecAnchorLate")
+
+
+def test_a_ledger_that_somebody_cut_short(watched):
+    for table in ("ledger_leaf", "ledger_node"):
+        watched.execute(f"ALTER TABLE {table} DISABLE TRIGGER USER")
+        watched.execute(f"TRUNCATE {table}")
+    watched.execute(
+        "INSERT INTO ledger (kind, body, node, at, noted_at) VALUES ('x', '{}', 'n', now(), now() - interval '1 hour')"
+    )
+    watched.again("sweep")
+    watched.raises("CallrecLedgerRefused", "CallrecCheckpointLate")
 
 
 def test_a_role_that_ends_and_one_that_does_not_start(watched):
