@@ -36,7 +36,11 @@ from callrec.demo.stack import Stack
 
 CONSENT, REFUSAL = by_name("consent"), by_name("refusal")
 STEP = 2  # seconds between the points of a curve
-CHANGES = {"spool": {"max_size": "512MiB"}, "listen": UNHURRIED["listen"] | {"max_calls": 40}}
+CHANGES = {
+    "spool": {"max_size": "512MiB"},
+    "listen": UNHURRIED["listen"] | {"max_calls": 40},
+    "ledger": {"anchor_seconds": 2},
+}
 STARVED = {"CallrecHubLag"}  # what a machine that others use, too, may raise by itself
 
 
