@@ -226,10 +226,12 @@ def test_a_bucket_that_somebody_opened_and_then_an_s3_that_is_down(watched):
     watched.raises("CallrecStorageProbeOld", "CallrecDependencyDown", "CallrecAnchorLate")
 
 
-def test_a_ledger_that_somebody_cut_short(watched):
-    for table in ("ledger_leaf", "ledger_node"):
+def test_a_ledger_that_somebody_rewrote(watched):
+    """An entry is changed, and the tree made anew over it: it is not what was signed."""
+    for table in ("ledger", "ledger_leaf", "ledger_node"):
         watched.execute(f"ALTER TABLE {table} DISABLE TRIGGER USER")
-        watched.execute(f"TRUNCATE {table}")
+    watched.execute("UPDATE ledger SET body = '{}' WHERE entry_id = (SELECT min(entry_id) FROM ledger_leaf)")
+    watched.execute("TRUNCATE ledger_leaf, ledger_node")
     watched.execute(
         "INSERT INTO ledger (kind, body, node, at, noted_at) VALUES ('x', '{}', 'n', now(), now() - interval '1 hour')"
     )
