@@ -29,14 +29,16 @@ setup: packages .venv/installed ## install what is missing: Debian packages (as 
 demo: setup ## boot a private stack, place one call per scenario, read back what the law demanded
 	@$(BIN)/callrec demo
 
-# Four at once: most of the time they wait. What is new under tests/service falls into the fourth.
-FIRST := tests/core tests/contract
+# Four at once, about as long as each other: most of the time they wait. What is new under tests/service falls into the
+# fourth, what is new elsewhere into the first.
 SECOND := $(wildcard tests/service/test_calls.py tests/service/test_garbage.py tests/service/test_kill.py \
 	tests/service/test_privacy.py) tests/acceptance
 THIRD := $(wildcard tests/service/test_chaos.py tests/service/test_expiry.py tests/service/test_monitoring.py \
 	tests/service/test_node_lost.py tests/service/test_stores_down.py)
 FOURTH := $(filter-out $(SECOND) $(THIRD),$(wildcard tests/service/test_*.py)) \
+	$(wildcard tests/contract/test_audit.py tests/contract/test_stream.py tests/contract/test_upload.py) \
 	$(if $(CALLREC_TEST_FREESWITCH),tests/freeswitch)
+FIRST := tests/core $(filter-out $(FOURTH),$(wildcard tests/contract/test_*.py))
 
 test: setup ## run the tests (with a real FreeSWITCH too if CALLREC_TEST_FREESWITCH names its directory)
 	@echo "Four runs at once, shown in turn as they end; some minutes"
