@@ -140,12 +140,12 @@ def test_without_a_signature_in_time_it_says_what_to_look_at(office):
 def test_a_held_recording_goes_to_the_rights_of_callers_alone(office):
     kept = office.house.record()
     review = datetime.now(UTC) + timedelta(days=9)
-    office.house.desk().hold(kept.recording_id, HoldReason.DISPUTE, case="dispute-4711", owner="dpo-9", review_at=review)
+    office.house.desk().hold(kept.recording_id, HoldReason.DISPUTE, case="case-4711x", owner="dpo-9", review_at=review)
     assert "audio.wav" in parts(office.export(kept.call_id, RIGHT))
     data = office.export(kept.call_id, OWN)
     assert reason(data) == "It is held (E11)"
     assert b"dpo-9" not in data
-    assert b"dispute-4711" not in data
+    assert b"case-4711x" not in data
 
 
 def test_a_recording_that_is_not_there_is_told_why(office):
