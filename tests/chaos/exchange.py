@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from callrec.process import die_with_parent
 PASSWORD = "chaos-event-socket"
 
 
-class Program:
+class Program(ABC):
     """A Python program beside this file. Its lines are read by a greenlet and given to `_heard`."""
 
     def __init__(self, name: str, *arguments: str) -> None:
@@ -52,8 +53,9 @@ class Program:
         for text in stream:
             self._heard(json.loads(text))
 
+    @abstractmethod
     def _heard(self, line: dict) -> None:
-        raise NotImplementedError
+        """Take one line of the program's."""
 
 
 @dataclass(slots=True)
