@@ -16,6 +16,7 @@ from callrec.config import Config, load, parse
 from callrec.credentials import generate, generate_ledger_key
 from callrec.demo import command as demo_command
 from callrec.errors import CallrecError, WavError
+from callrec.output import whole_file
 from callrec.prompts import synthesise
 from callrec.recording import wav
 from callrec.recording.playback import Listening
@@ -268,20 +269,11 @@ def _play(args: argparse.Namespace) -> None:
     config = _load(args)
     listening = Listening(args.recording, args.purpose, args.account or rights_cli.own_account())
     # The place is tried first: a listening that is in the ledger should be one that took place.
-    unfinished = args.output.with_name(f"{args.output.name}.{os.getpid()}.part")
-    try:
-        with os.fdopen(os.open(unfinished, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600), "w+b") as out:
-            try:
-                with service.player(config) as player:
-                    for piece in player.open(listening):
-                        out.write(piece)
-                _repair_header(out)
-                out.close()  # before it gets its name: a full disk is noticed now at the latest
-                unfinished.rename(args.output)
-            finally:
-                unfinished.unlink(missing_ok=True)
-    except OSError as error:
-        raise CallrecError(f"{args.output} can't be written", detail=error.strerror or "") from None
+    with whole_file(args.output) as out:
+        with service.player(config) as player:
+            for piece in player.open(listening):
+                out.write(piece)
+        _repair_header(out)
     print(f"wrote {args.output}")
 
 

@@ -1,7 +1,6 @@
 """The command that puts the proof of one call into a file."""
 
 import argparse
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TypeAlias
@@ -12,6 +11,7 @@ from callrec.errors import CallrecError
 from callrec.ledger.bundle import Request
 from callrec.ledger.caller import commitment
 from callrec.ledger_cli import verifier
+from callrec.output import whole_file
 from callrec.recording import envelope
 from callrec.rights_cli import account, own_account
 from callrec.store.evidence import Case, caller_of
@@ -41,18 +41,9 @@ def _evidence(args: argparse.Namespace) -> None:
     config = load(args.config)
     request = Request(args.call, args.purpose, args.account or own_account())
     opening = (lambda case: _opening(config, case)) if args.with_number else None
-    unfinished = args.output.with_name(f"{args.output.name}.{os.getpid()}.part")
-    try:
-        with os.fdopen(os.open(unfinished, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600), "w+b") as out:
-            try:
-                with service.exporter(config, args.key or config.ledger.verifiers) as exporter:
-                    exporter.export(request, out, opening)
-                out.close()  # before it gets its name: a full disk is noticed now at the latest
-                unfinished.rename(args.output)
-            finally:
-                unfinished.unlink(missing_ok=True)
-    except OSError as error:
-        raise CallrecError(f"{args.output} can't be written", detail=error.strerror or "") from None
+    trusted = args.key or config.ledger.verifiers
+    with whole_file(args.output) as out, service.exporter(config, trusted) as exporter:
+        exporter.export(request, out, opening)
     print(f"wrote {args.output}, and verified it")
 
 

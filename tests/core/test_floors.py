@@ -16,6 +16,7 @@ FLOORS = {
     "errors": 0,
     "log": 0,
     "metrics": 0,
+    "output": 0,
     "config": 0,
     "credentials": 0,
     "lines": 0,
