@@ -33,10 +33,8 @@ _PATH_WANTED = "an absolute path of letters, digits, . _ - and / (FreeSWITCH spl
 _NAME = r"[a-z_][a-z0-9_]{0,62}"
 _WEEK = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
 _BUCKET, _BUCKET_WANTED = r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]", "an S3 bucket's name"
-_ARN, _ARN_WANTED = (
-    r"arn:[a-z-]+:iam::[A-Za-z0-9$_-]*:(?:user|role)/[\w+=,.@/-]{1,128}",
-    "an ARN such as arn:aws:iam::111122223333:role/callrec-ship",
-)
+_ARN = r"arn:[a-z-]+:iam::[A-Za-z0-9$_-]*:(?:user|role)/[\w+=,.@/-]{1,128}"
+_ARN_WANTED = "an ARN such as arn:aws:iam::111122223333:role/callrec-ship"
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +120,7 @@ class Storage:
     allowed_regions: tuple[str, ...]  # F4
     bucket: str
     single_put_limit: int  # bytes; above it a recording goes up in parts
+    read_back: str  # of what was put: "sample" or "full"
     worm_probe: str  # "enforce": nothing is recorded on storage that fails the probe; "warn": it is only said
     checkpoints: Checkpoints | None  # None where none are kept in S3
     principals: Mapping[str, str]  # the ARN of each credential, or empty: `callrec storage init` sets no policies
@@ -364,6 +363,7 @@ def _storage(table: Table) -> Storage:
         allowed_regions=allowed,
         bucket=bucket,
         single_put_limit=table.size("single_put_limit", "64MiB"),
+        read_back=table.choice("read_back", ("sample", "full"), "sample"),
         worm_probe=table.text("worm_probe", "enforce", wanted='"enforce" or "warn"', pattern="enforce|warn"),
         checkpoints=_checkpoints(table.table("checkpoints"), bucket) if table.has("checkpoints") else None,
         principals=_principals(table.table("principals")) if table.has("principals") else {},

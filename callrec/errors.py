@@ -68,6 +68,10 @@ class SpoolError(CallrecError):
     """The spool directory can't hold or give what it should."""
 
 
+class OtherFileError(SpoolError):
+    """What stands in a recording's place is not the file that was begun: shorter, replaced, or no file of ours."""
+
+
 class WavError(CallrecError):
     """A recording's file is not the WAV that FreeSWITCH writes."""
 

@@ -51,6 +51,7 @@ STREAM_LAG = Gauge(
 SEGMENTS = Counter("callrec_segments", "Segments of running recordings: put, failed, stopped", ["result"])
 SEGMENT_BYTES = Counter("callrec_segment_bytes", "Bytes of the segments that were put")
 UPLOAD_BYTES = Counter("callrec_upload_bytes", "Bytes of the recordings that were put whole")
+READ_BACK_BYTES = Counter("callrec_read_back_bytes", "Bytes of stored recordings that were read to compare them")
 REMNANTS = Counter("callrec_remnants_removed", "Recordings whose segments are gone again")
 TAKEN_OVER = Counter("callrec_taken_over", "Recordings of lost nodes that were taken over")
 NODES_LOST = Gauge("callrec_nodes_lost", "Other nodes that are not heard of any more", multiprocess_mode="livemax")
@@ -153,7 +154,7 @@ for _reason in (
     "started_otherwise", "storage_unproven", "unknown_line", "withdrawn", "wrong_key",
 ):  # fmt: skip
     UNRECORDED.labels(_reason)
-for _result in ("stored", "discarded", "empty", "lost", "failed"):
+for _result in ("stored", "discarded", "empty", "lost", "failed", "quarantined"):
     UPLOADS.labels(_result)
 for _how in ("near", "breached"):
     DEADLINES.labels(_how)

@@ -314,13 +314,13 @@ def ship(config: Config, http: tuple[str, int] | None) -> None:
     records = ShipRecords(store, node=config.node)
     pieces = SegmentRecords(store, node=config.node)
     shipper = Shipper(
-        records, directory, bucket, config.public_key, config.node, segments=Assembler(pieces, directory, bucket)
-    )
+        records, directory, bucket, config.public_key, config.node, segments=Assembler(pieces, directory, bucket),
+        read_all_back=config.storage.read_back == "full",
+    )  # fmt: skip
     every = {basis.id: float(basis.segment_seconds) for basis in config.bases.values()}
     streamer = Streamer(pieces, directory, bucket, config.public_key, every)
     neighbours = Neighbours(pieces, config.lost_after_seconds)
-    needs = {"storage": lambda: bucket.check().object_lock, "spool": directory.has_room}
-    role = Role("ship", _database(store) | needs)
+    role = Role("ship", _database(store) | {"storage": lambda: bucket.check().object_lock, "spool": directory.has_room})
     store.open()
     with suppress(StoreError):  # Postgres is away: the leases end by themselves
         records.unclaim()

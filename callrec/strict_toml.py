@@ -182,10 +182,10 @@ class Table:
                 self.fault(key, f"holds {quoted(item)}", how=f"Give it {wanted}")
         return tuple(item for item in value or () if type(item) is date)
 
-    def choice(self, key: str, choices: Iterable[str]) -> str:
+    def choice(self, key: str, choices: Iterable[str], default: str | None = None) -> str:
         """One of `choices`."""
         known = tuple(choices)
-        value = self._take(key, None, f"one of {', '.join(known)}", str)
+        value = self._take(key, default, f"one of {', '.join(known)}", str)
         if value is not None and value not in known:
             self.fault(key, f"is {quoted(value)}", nearest(value, known), f"Give it one of {', '.join(known)}")
             return ""

@@ -181,6 +181,12 @@ SELECT call_id, recording_id, 'recording_' || %(state)s::text, %(body)s::jsonb, 
 -- name: state_of
 SELECT state FROM recording WHERE recording_id = %(recording_id)s;
 
+-- name: nothing_may_stay_of
+-- Of these recordings, those that are gone for good, and those that came to nothing and are past their date.
+SELECT recording_id FROM recording
+ WHERE recording_id = ANY (%(recordings)s)
+   AND (state IN ('discarded', 'erased') OR (state IN ('empty', 'lost') AND retain_until <= now()));
+
 -- name: calls
 SELECT c.call_id, c.channel, c.line, c.basis, c.decision, c.state, c.arrived_at, c.ended_at, r.recording_id,
        r.state AS recording

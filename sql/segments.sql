@@ -51,6 +51,11 @@ RETURNING set_config('synchronous_commit', 'off', true);
 SELECT index, stream, sha256, bytes, ends_at, plaintext_sha256, version_id FROM segment
  WHERE recording_id = %(recording_id)s ORDER BY index;
 
+-- name: streamed
+-- What was about to be put does not count: segments that were not put could not make more of the recording.
+SELECT audio_end, plaintext_sha256 FROM segment
+ WHERE recording_id = %(recording_id)s AND version_id IS NOT NULL ORDER BY index DESC LIMIT 1;
+
 -- name: nodes_lost
 SELECT count(*) AS lost FROM node_heartbeat
  WHERE node <> %(node)s AND beat_at < now() - %(after)s * interval '1 second';

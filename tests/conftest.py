@@ -14,4 +14,4 @@ settings.register_profile("explore", deadline=None, suppress_health_check=[Healt
 settings.register_profile("repeat", settings.get_profile("explore"), derandomize=True)
 settings.load_profile("repeat")
 
-pytest_plugins = ["fix_stack", "fix_callrec", "fix_store", "fix_rights", "fix_ledger"]
+pytest_plugins = ["fix_stack", "fix_callrec", "fix_store", "fix_rights", "fix_stream", "fix_ledger"]

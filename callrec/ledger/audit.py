@@ -39,7 +39,7 @@ from callrec.ledger.completeness import Finding, Kind
 from callrec.log import Log
 from callrec.recording.inventory import pages, versions_of
 from callrec.recording.objects import S3Objects, Version
-from callrec.recording.spool import Spool
+from callrec.recording.spool import Spool, apart_of
 from callrec.store.audit import SHARED, AuditRecords, Run
 from callrec.store.db import Row
 
@@ -266,8 +266,16 @@ class Audit:
         findings = [each for batch in _batches(files, self._page) for each in self._twice(self._judge_files, batch)]
         paths = {_name(path): path for owner, path in files if owner is None or path.parent.name != _MARKS}
         left = [each for each in findings if not (each.subject in paths and self._set_apart(each, paths[each.subject]))]
-        apart = [Finding(Kind.SPOOL_WITHOUT_ROW, _name(path), _APART) for path in self._spool.quarantined()]
-        yield "", len(files), [*left, *apart]
+        yield "", len(files), [*left, *self._apart()]
+
+    def _apart(self) -> list[Finding]:
+        """What is in quarantine: of no recording, or not what was recorded (recording/upload.py)."""
+        owners = {path: apart_of(path) for path in self._spool.quarantined()}
+        known = self._records.states({whose for whose in owners.values() if whose})
+        return [
+            Finding(Kind.SPOOL_ALTERED if whose in known else Kind.SPOOL_WITHOUT_ROW, _name(path), _APART)
+            for path, whose in owners.items()
+        ]
 
     def _judge_files(self, files: Sequence[_File]) -> dict[_File, list[Finding]]:
         states = self._records.states({owner for owner, _ in files if owner})
@@ -300,7 +308,7 @@ class Audit:
         for each in self._records.found(scope, list(at.values())):
             detail = at[_which(each)].detail
             held = each.kind is Kind.OBJECT_WITHOUT_ROW and detail != rules.MARKER and self._hold(each)
-            if held or (each.kind is Kind.SPOOL_WITHOUT_ROW and detail == _APART):
+            if held or detail == _APART:
                 self._records.quarantined(scope, each)
 
     def _hold(self, finding: Finding) -> bool:

@@ -40,6 +40,7 @@ class Kind(StrEnum):
     OBJECT_WITHOUT_ROW = "object_without_row"  # of no recording: quarantined
     ERASURE_UNDONE = "erasure_undone"  # the object store names it as erased, and the database still has it
     SPOOL_WITHOUT_ROW = "spool_without_row"  # a file of no recording: quarantined
+    SPOOL_ALTERED = "spool_altered"  # a file that is not what was recorded: quarantined
     SPOOL_LEFT = "spool_left"  # a file of a recording that is over
 
 

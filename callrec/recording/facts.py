@@ -78,6 +78,14 @@ class Part:
     version_id: str | None  # None where nobody has seen the object
 
 
+@dataclass(frozen=True, slots=True)
+class Streamed:
+    """What left the node of a recording while it ran."""
+
+    audio_end: int  # bytes of audio
+    plaintext_sha256: bytes  # of all that up to there, behind a header that knows no length (wav.stream_header)
+
+
 def object_name(prefix: str, started_at: datetime, recording_id: UUID) -> str:
     """The object's key: <prefix>/<year>/<month>/<recording>, by the UTC date of the start."""
     return f"{prefix.strip('/')}/{started_at.astimezone(UTC):%Y/%m}/{recording_id}"

@@ -33,6 +33,7 @@ from minio.objectlockconfig import DAYS, ObjectLockConfig
 from minio.retention import Retention
 from urllib3 import PoolManager
 
+from callrec import metrics
 from callrec.call.policy import LockMode
 from callrec.errors import ConfigError, SpoolError, StorageError
 from callrec.recording.exchange import BYPASS, Answer, Exchange
@@ -216,36 +217,42 @@ class S3Objects:
 
     # Looking
 
-    def find(self, key: str, sha256: bytes) -> str | None:
-        """The version of exactly this key that was put with this hash, if there is one; any, if there are several."""
+    def find(self, key: str, sha256: bytes, *, whole: bool = False) -> str | None:
+        """The newest version of exactly this key that was put with this hash; with `whole`, whose bytes have it now."""
         for version in self.versions(key):
             if version.key == key and not version.is_delete_marker:
-                head = self._head(key, version.version_id)
-                if (head.metadata or {}).get("x-amz-meta-sha256") == sha256.hex():
+                said = (self._head(key, version.version_id).metadata or {}).get("x-amz-meta-sha256")
+                if said == sha256.hex() and (not whole or self.hash_of(key, version.version_id) == sha256):
                     return version.version_id
         return None
 
-    def verify(self, key: str, version_id: str, *, sha256: bytes, size: int, mode: LockMode, until: datetime) -> None:
+    def verify(self, key: str, version_id: str, *, sha256: bytes, size: int, mode: LockMode, until: datetime) -> bool:
         """Read back size, lock mode, lock date and hash; StorageError naming the first that differs.
 
         The lock may differ by one second. The hash is the server's checksum of the whole object where it has one;
-        otherwise the object is read back. Reading the lock needs the right s3:GetObjectRetention.
+        otherwise the object is read back, which the answer says. The lock needs the right s3:GetObjectRetention.
         """
         head = self._head(key, version_id)
         said = _headers(head)
-        _same("size", str(size), str(head.size))
+        same("size", str(size), str(head.size))
         locked, held = lock_in(said)
-        _same("lock mode", mode.value, locked or "none")
+        same("lock mode", mode.value, locked or "none")
         if held is None or abs(held - until) > _LOCK_TOLERANCE:
-            _same("lock date", until.astimezone(UTC).isoformat(), held.isoformat() if held else "none")
+            same("lock date", until.astimezone(UTC).isoformat(), held.isoformat() if held else "none")
         checksum = said.get("x-amz-checksum-sha256", "")
         if checksum and "-" not in checksum:  # with a hyphen it is a checksum of checksums of parts
-            _same("SHA-256", base64.b64encode(sha256).decode("ascii"), checksum)
-            return
+            same("SHA-256", base64.b64encode(sha256).decode("ascii"), checksum)
+            return False
+        same("SHA-256", sha256.hex(), self.hash_of(key, version_id).hex())
+        return True
+
+    def hash_of(self, key: str, version_id: str) -> bytes:
+        """The SHA-256 of a version's bytes, all of which are read."""
         found = new_sha256()
         for block in self.read(key, version_id):
             found.update(block)
-        _same("SHA-256", sha256.hex(), found.hexdigest())
+            metrics.READ_BACK_BYTES.inc(len(block))
+        return found.digest()
 
     def lock_of(self, key: str, version_id: str) -> tuple[str, datetime | None]:
         """The lock's mode and end as the server holds them now; an empty mode where there is no lock."""
@@ -260,10 +267,12 @@ class S3Objects:
         said = _headers(self._head(key, version_id))
         return (*lock_in(said), said.get("x-amz-object-lock-legal-hold") == "ON")
 
-    def read(self, key: str, version_id: str) -> Iterator[bytes]:
-        """The bytes of a version, in blocks."""
+    def read(self, key: str, version_id: str, offset: int = 0, length: int = 0) -> Iterator[bytes]:
+        """The bytes of a version from `offset` on, in blocks; with a `length`, so many."""
         with storage_errors("read an object"):
-            answer = self._client.get_object(bucket_name=self.bucket, object_name=key, version_id=version_id)
+            answer = self._client.get_object(
+                bucket_name=self.bucket, object_name=key, version_id=version_id, offset=offset, length=length
+            )
             try:
                 yield from answer.stream(_BLOCK)
             finally:
@@ -373,7 +382,8 @@ def _stored(version_id: str | None, etag: str | None) -> Stored:
     return Stored(version_id, (etag or "").strip('"'))
 
 
-def _same(what: str, asked: str, found: str) -> None:
+def same(what: str, asked: str, found: str) -> None:
+    """StorageError where what was found of an object is not what was asked for."""
     if asked != found:
         raise StorageError(
             f"The object store does not hold what it was given: {what}",

@@ -28,7 +28,7 @@ from callrec import metrics
 from callrec.errors import StorageError, StoreError
 from callrec.log import Log
 from callrec.recording import segments
-from callrec.recording.facts import Finished, Part, segments_prefix
+from callrec.recording.facts import Finished, Part, Streamed, segments_prefix
 from callrec.recording.note import Note
 from callrec.recording.objects import S3Objects
 from callrec.recording.spool import Spool
@@ -38,6 +38,9 @@ _log = Log(__name__)
 
 
 class Parts(Protocol):
+    def streamed(self, recording_id: UUID) -> Streamed | None:
+        """What was put of a recording."""
+
     def parts(self, recording_id: UUID) -> list[Part]:
         """The segments of a recording, in order, those too that may not have been put."""
 
@@ -63,6 +66,10 @@ class Assembler:
         self._records = records
         self._spool = spool
         self._objects = objects
+
+    def streamed(self, recording_id: UUID) -> Streamed | None:
+        """What its file must begin with; None where nothing of it was put."""
+        return self._records.streamed(recording_id)
 
     def assemble(self, finished: Finished) -> Note | None:
         """Its note; None where there is no segment. StorageError while the object store is away.

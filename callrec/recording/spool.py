@@ -4,7 +4,8 @@
     root/sealed/<recording>.enc   ciphertext ready to be put
     root/sealed/<recording>.key   the note of that ciphertext: its sealed key and hashes
     root/withdrawn/<recording>    an empty marker: this recording must go
-    root/quarantine/              what the audit found to be of no recording, for a person to decide about
+    root/quarantine/              for a person to decide about: what the audit found to be of no recording, and
+                                  <recording>.… where a file is not the one that was begun; that goes with the recording
 
 Names are our own random identifiers, never caller data. A note is in place before its ciphertext appears, so an `.enc`
 always belongs to the `.key` beside it. What has another name is counted, and set apart by the audit alone.
@@ -17,6 +18,7 @@ nothing is removed.
 
 import os
 import re
+import stat
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -25,7 +27,7 @@ from pathlib import Path
 from typing import BinaryIO
 from uuid import UUID, uuid4
 
-from callrec.errors import SpoolError
+from callrec.errors import OtherFileError, SpoolError
 
 _MODE = 0o2770  # FreeSWITCH is another user of the same group; setgid hands that group on to its files
 _RATES = frozenset({"8000", "11025", "12000", "16000", "22050", "24000", "32000", "44100", "48000", "96000"})
@@ -112,12 +114,23 @@ class Spool:
         return self._rec / f"{recording_id}.wav"
 
     def open_plain(self, recording_id: UUID) -> BinaryIO | None:
-        """The recording as FreeSWITCH wrote it, to be read and closed; None where there is no such file."""
+        """The recording as FreeSWITCH wrote it, to be read and closed; None where there is no such file.
+
+        OtherFileError for what FreeSWITCH makes no recording of: a link, a pipe, a directory, a file with two names.
+        """
+        path = self.path(recording_id)
         with _spool_errors("A recording can't be read", self.root):
             try:
-                return self.path(recording_id).open("rb")
+                _must_be_ours(path.lstat())  # to open some of them would be to wait for somebody
+                audio = os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC), "rb")
             except FileNotFoundError:
                 return None
+            try:
+                _must_be_ours(os.fstat(audio.fileno()))  # it is this one that is read
+            except OtherFileError:
+                audio.close()
+                raise
+            return audio
 
     # Room
 
@@ -160,9 +173,10 @@ class Spool:
         return {file.recording_id for file in self.recordings()} | {known for known, _ in self._sealed_files()}
 
     def has(self, recording_id: UUID) -> bool:
-        """Whether this recording has a file here, plain or sealed."""
+        """Whether this recording has a file here, plain, sealed or set apart."""
         with _spool_errors("The spool can't be read", self.root):
-            return self.path(recording_id).exists() or bool(self._sealed_of(recording_id))
+            plain = os.path.lexists(self.path(recording_id))
+        return plain or bool(self._sealed_of(recording_id) or self.set_apart(recording_id))
 
     def strangers(self) -> list[Path]:
         """What is not ours by its name. The audit alone touches it, and its name may say too much for a log."""
@@ -184,7 +198,7 @@ class Spool:
                         )
 
     def quarantine(self, path: Path) -> None:
-        """Set a file of the spool apart. Nothing here looks at it again, and nothing removes it."""
+        """Set a file of the spool apart. Nothing reads it again, and it goes with its recording alone (purge)."""
         with _spool_errors("A file can't be set apart", self.root), suppress(FileNotFoundError):
             target = self._quarantine / path.name
             path.rename(self._quarantine / f"{path.name}.{uuid4().hex}" if target.exists() else target)
@@ -194,6 +208,10 @@ class Spool:
     def quarantined(self) -> list[Path]:
         """What was set apart."""
         return [Path(entry.path) for entry in self._scan(self._quarantine)]
+
+    def set_apart(self, recording_id: UUID) -> list[Path]:
+        """What was set apart of this recording."""
+        return [path for path in self.quarantined() if apart_of(path) == recording_id]
 
     # The sealed form
 
@@ -255,13 +273,13 @@ class Spool:
     # The way out
 
     def withdraw(self, recording_id: UUID) -> None:
-        """Note durably that this recording must go, then remove what there is of it."""
+        """Note durably that this recording must go, then remove all there is of it."""
         marker = self._withdrawn / str(recording_id)
         with _spool_errors("A withdrawal can't be noted", self.root):
             with suppress(FileExistsError), marker.open("xb") as out:  # it may belong to another of callrec's users
                 _sync(out)
             _sync_directory(self._withdrawn)
-        self.remove(recording_id)
+        self.purge(recording_id)
 
     def withdrawn(self, recording_id: UUID) -> bool:
         with _spool_errors("The withdrawals can't be read", self.root):
@@ -281,9 +299,15 @@ class Spool:
         self._unlink(self.path(recording_id))
 
     def remove(self, recording_id: UUID) -> None:
-        """Remove the recording in both forms; the marker stays. Nothing there is no error."""
+        """Remove the recording in both forms; its marker stays, and what was set apart. Nothing there is no error."""
         self.remove_plain(recording_id)
         self.drop_sealed(recording_id)
+
+    def purge(self, recording_id: UUID) -> None:
+        """Remove every copy of the recording; the marker stays."""
+        self.remove(recording_id)
+        for path in self.set_apart(recording_id):  # last: what is just being set apart is here by now, or gone
+            self._unlink(path)
 
     # Inside
 
@@ -295,7 +319,7 @@ class Spool:
         for entry in self._scan(self._rec):
             if _RECORDING.fullmatch(entry.name):
                 with suppress(FileNotFoundError):  # shipped or withdrawn while we look
-                    yield entry, entry.stat()
+                    yield entry, entry.stat(follow_symlinks=False)
 
     def _sealed_files(self) -> Iterator[tuple[UUID, int]]:
         for entry in self._scan(self._sealed):
@@ -332,10 +356,22 @@ def _recording_id(name: str, suffix: str) -> UUID | None:
     return known if name == f"{known}{suffix}" else None
 
 
+def apart_of(path: Path) -> UUID | None:
+    """The recording that a file in the quarantine names itself after; None where its name is not ours."""
+    return _recording_id(path.name.partition(".")[0], "")
+
+
 def _sealed_id(name: str) -> UUID | None:
     """The id in <id>.enc, <id>.key and in the unfinished <id>.<random>.enc-part and .key-part."""
     stem, dot, kind = name.partition(".")
     return _recording_id(stem, "") if dot and re.fullmatch(r"enc|key|[0-9a-f]{32}\.(enc|key)-part", kind) else None
+
+
+def _must_be_ours(status: os.stat_result) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        raise OtherFileError("A recording is no regular file")
+    if status.st_nlink > 1:
+        raise OtherFileError("A recording has a second name elsewhere")
 
 
 def _sync(out: BinaryIO) -> None:

@@ -16,25 +16,25 @@ GOVERNANCE whatever the legal basis says, because they have to go. Together ever
 import os
 import random
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from typing import Any, Protocol
 from uuid import UUID
 
-import gevent
 from gevent.event import Event
 from gevent.pool import Pool
 
 from callrec import metrics
 from callrec.call.policy import LockMode
-from callrec.errors import CallrecError, SpoolError, StorageError, StoreError, WavError
+from callrec.errors import CallrecError, OtherFileError, StorageError, StoreError, WavError
 from callrec.log import Log
 from callrec.recording import envelope, segments, wav
 from callrec.recording.facts import Cut, Running, segments_prefix
 from callrec.recording.objects import S3Objects, lock_headers
 from callrec.recording.spool import Spool
+from callrec.recording.threads import in_thread
 from callrec.recording.transport import refused
 
 LOCK = timedelta(days=7)  # a node that is lost on a long weekend is still found whole
@@ -73,10 +73,6 @@ class _Stream:
     put_at: float = field(default_factory=time.monotonic)
     failures: int = 0
     busy: bool = False
-
-
-class _OtherFileError(SpoolError):
-    """A file that shrank or was replaced."""
 
 
 class Streamer:
@@ -167,7 +163,7 @@ class Streamer:
             stream.failures = 0
             now = time.monotonic()
             stream.due = now if more else max(stream.due + stream.every, now)
-        except _OtherFileError as error:  # what is there is for the shipper to judge
+        except OtherFileError as error:  # what is there is for the shipper to judge
             self._streams.pop(stream.recording_id, None)
             self._stopped.add(stream.recording_id)
             metrics.SEGMENTS.labels("stopped").inc()
@@ -187,7 +183,7 @@ class Streamer:
 
     def _put_next(self, stream: _Stream) -> tuple[bool, bool]:
         """(whether the stream goes on, whether more is there already)"""
-        made = _in_thread(self._cut, stream)
+        made = in_thread(self._cut, stream)
         if made is None:  # stored, or withdrawn
             return False, False
         cut, digest, more = made
@@ -226,7 +222,7 @@ class Streamer:
     def _cut(self, stream: _Stream) -> tuple[Cut | None, Any, bool] | None:
         """The next segment, the hash up to its end, and whether there is more; None where the file is gone.
 
-        _OtherFileError: it is shorter than what was put of it, or another one.
+        OtherFileError: it is shorter than what was put of it, or another one.
         """
         opened = self._spool.open_plain(stream.recording_id)
         if opened is None:
@@ -241,7 +237,7 @@ class Streamer:
             there = wav.audio_bytes(parsed, status.st_size)
             file = (status.st_dev, status.st_ino)
             if there < stream.audio_end or stream.file not in {None, file}:
-                raise _OtherFileError("A running recording is not the file any more that it was")
+                raise OtherFileError("A running recording is not the file any more that it was")
             stream.file = file
             length = min(there - stream.audio_end, self._most_audio - self._most_audio % parsed.frame_bytes)
             if not length:
@@ -267,18 +263,3 @@ class Streamer:
         seconds = end / parsed.frame_bytes / parsed.rate
         cut = Cut(stream.index, stream.number, segment, sha256(segment).digest(), end, seconds, digest.digest())
         return cut, digest, end < there
-
-
-def _in_thread(work: Callable[[_Stream], Any], stream: _Stream) -> Any:
-    """Files, hashes and ciphers hold the hub; the threadpool does them beside it."""
-
-    def kept() -> tuple[Any, BaseException | None]:
-        try:
-            return work(stream), None
-        except BaseException as error:  # noqa: BLE001 # raised below; gevent would print it as it is
-            return None, error
-
-    result, error = gevent.get_hub().threadpool.apply(kept)
-    if error is not None:
-        raise error
-    return result

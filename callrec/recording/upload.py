@@ -1,6 +1,6 @@
 """One finished recording after the other, from the spool to a verified object under lock.
 
-    claim -> seal -> store the sealed key -> put -> verify -> remove the plain file -> stored -> remove the rest
+    claim -> seal -> store the sealed key -> put -> verify, read back -> remove the plain file -> stored -> remove rest
 
 A crash may come between any two of these, and the next claim goes on from what is there:
 
@@ -8,7 +8,13 @@ A crash may come between any two of these, and the next claim goes on from what 
   without ciphertext, or a ciphertext that is not the noted one, is dropped and made again under a new key. The key row
   is set to the note's key before anything is put, so the row always opens what is put next; an object of an earlier
   encryption, if there is one, is a version that no key opens any more and that erasure finds by its key.
-- From the second attempt on, an object with the noted hash is looked for, and verified instead of put again.
+- From the second attempt on, an object with the noted hash is looked for, and verified instead of put again. All of it
+  is read then: what failed to be read back has that hash by name as well, and a sample need not meet its fault again.
+  One that can't be read now may be right, so that is tried again, and nothing is put beside it.
+  Such a version stays where the lock keeps it, behind the one that is put next; the audit tells it as object_extra, and
+  the erasure takes all versions of the key.
+- A plain file that is not the one that was recorded (recording/plain.py, Spool.open_plain) is set apart, and what was
+  put of the recording while it ran is all there is of it. Where nothing was, it waits for a person, or its erasure.
 - The plain file goes once the object is verified, before the row says so: no moment leaves audio in the clear behind.
 - A withdrawal is looked for before each step that would make it harder. This role can't delete objects; it says
   "withdrawn_after_put", and the eraser looks for every version of the object's key.
@@ -16,26 +22,28 @@ A crash may come between any two of these, and the next claim goes on from what 
 What fails is tried again for ever, with full jitter between 0 and 1, 2, 4 … 60 s.
 """
 
-import os
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection
 from datetime import UTC, datetime
 from hashlib import sha256
-from typing import BinaryIO, Protocol, TypeVar, cast
+from typing import BinaryIO, Protocol
 from uuid import UUID
 
 import gevent
 from gevent.event import Event
 
 from callrec import metrics
-from callrec.errors import CallrecError, EnvelopeError, StoreError, WavError
+from callrec.errors import CallrecError, EnvelopeError, OtherFileError, SpoolError, StoreError
 from callrec.log import Log
-from callrec.recording import envelope, wav
-from callrec.recording.facts import Finished, StoredRecording, object_name
+from callrec.recording import envelope
+from callrec.recording.facts import Finished, StoredRecording, Streamed, object_name
 from callrec.recording.note import Note
 from callrec.recording.objects import S3Objects
-from callrec.recording.spool import Spool
+from callrec.recording.plain import Plain
+from callrec.recording.read_back import read_back
+from callrec.recording.spool import Spool, apart_of
+from callrec.recording.threads import in_thread
 
 WITHDRAWN = "withdrawn"  # nothing was put
 WITHDRAWN_AFTER_PUT = "withdrawn_after_put"  # there may be versions of the object's key
@@ -46,9 +54,6 @@ _BASE_SECONDS, _CAP_SECONDS = 1.0, 60.0
 _IDLE_SECONDS = 0.5
 _TIDY_SECONDS = 60.0
 _DRAIN_SECONDS = 10.0
-_BLOCK = 64 * 1024
-_HEADER_BYTES = 44  # FreeSWITCH writes its header at once: less is no recording
-_T = TypeVar("_T")
 _log = Log(__name__)
 
 
@@ -83,12 +88,18 @@ class Records(Protocol):
     def state_of(self, recording_id: UUID) -> str | None:
         """authorised, recording or finished; stored, discarded, empty or lost; None where there is no row."""
 
+    def nothing_may_stay_of(self, recordings: Collection[UUID]) -> set[UUID]:
+        """Those of them that are erased or discarded, or came to nothing and are past their retention."""
+
     def reclaim(self, recording_id: UUID) -> bool | None:
         """Take back what another node has stored incomplete. False: it has not; None: it can't be had now."""
 
 
 class Segments(Protocol):
-    """What makes a recording of what was put of it while it ran (recording/recovery.py)."""
+    """What was put of a recording while it ran (recording/recovery.py)."""
+
+    def streamed(self, recording_id: UUID) -> Streamed | None:
+        """What its file must begin with; None where nothing of it was put."""
 
     def assemble(self, finished: Finished) -> Note | None:
         """The note of its sealed form, which is in the spool then; None where there is nothing to make it of."""
@@ -106,16 +117,21 @@ class Shipper:
         node: str,
         *,
         segments: Segments | None = None,
+        read_all_back: bool = False,
         lease_seconds: float = 60.0,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
-        """`lease_seconds` is how long a recording waits for a restart; an upload may take longer than that."""
+        """`lease_seconds` is how long a recording waits for a restart; an upload may take longer than that.
+
+        `read_all_back`: of what was put, instead of a sample.
+        """
         self._records = records
         self._spool = spool
         self._objects = objects
         self._public_key = public_key
         self._node = node
         self._segments = segments
+        self._read_all_back = read_all_back
         self._lease_seconds = lease_seconds
         self._clock = clock
         self._in_hand: set[UUID] = set()
@@ -160,6 +176,9 @@ class Shipper:
                     self._records.discarded(recording_id, WITHDRAWN_AFTER_PUT)
                 self._spool.remove(recording_id)
                 self._spool.clear_withdrawn(recording_id)
+        if apart := {whose for path in self._spool.quarantined() if (whose := apart_of(path))}:
+            for recording_id in self._records.nothing_may_stay_of(apart):
+                self._spool.purge(recording_id)
         if orphans:
             _log.warning("spool_orphans", files=orphans)
         metrics.SPOOL_ORPHANS.set(orphans)
@@ -184,6 +203,7 @@ class Shipper:
             )
         key = object_key(finished)
         lock, until = finished.lock, finished.retain_until
+        found = version_id is not None
         if version_id is None:
             version_id = self._objects.put_locked(
                 key,
@@ -196,9 +216,12 @@ class Shipper:
             metrics.UPLOAD_BYTES.inc(note.ciphertext_bytes)
         else:
             self._objects.lock(key, version_id, lock, until)
-        self._objects.verify(
+        compared = self._objects.verify(
             key, version_id, sha256=note.ciphertext_sha256, size=note.ciphertext_bytes, mode=lock, until=until
         )
+        if not (found or compared):
+            sealed = self._spool.sealed_path(recording_id)
+            read_back(self._objects, key, version_id, sealed, note.ciphertext_sha256, full=self._read_all_back)
         self._spool.remove_plain(recording_id)
         if self._gone(finished, after_put=True):
             return
@@ -233,7 +256,7 @@ class Shipper:
         else:
             return False
         self._records.discarded(finished.recording_id, reason)
-        self._spool.remove(finished.recording_id)
+        self._spool.purge(finished.recording_id)
         self._spool.clear_withdrawn(finished.recording_id)
         metrics.UPLOADS.labels("discarded").inc()
         _log.info("recording_discarded", recording=finished.recording_id, reason=reason)
@@ -249,10 +272,10 @@ class Shipper:
         except EnvelopeError:
             note = None
         if note and finished.attempts > 1:
-            version_id = self._objects.find(object_key(finished), note.ciphertext_sha256)
+            version_id = self._objects.find(object_key(finished), note.ciphertext_sha256, whole=True)
             if version_id:
                 return note, version_id
-        if note and self._in_thread(self._hash_of, finished.recording_id) == note.ciphertext_sha256:
+        if note and in_thread(self._hash_of, finished.recording_id) == note.ciphertext_sha256:
             return note, None
         _log.warning("sealed_form_dropped", recording=finished.recording_id)
         self._spool.drop_sealed(finished.recording_id)
@@ -260,27 +283,43 @@ class Shipper:
 
     def _seal(self, finished: Finished) -> Note | None:
         """Make the sealed form; None when there is nothing to seal, which is then noted."""
-        audio = self._spool.open_plain(finished.recording_id)
-        if audio is None:
-            # The mark of a withdrawal is there before the file is gone.
-            if self._gone(finished, after_put=finished.attempts > 1):
-                return None
-            if finished.samples == 0:  # FreeSWITCH itself removes a file without one frame
-                self._nothing_said(finished)
-            elif self._segments and (note := self._segments.assemble(finished)):
-                return note
-            else:
-                self._records.lost(finished.recording_id)
-                metrics.UPLOADS.labels("lost").inc()
-                _log.error("recording_lost", recording=finished.recording_id)
-            return None
-        with audio:
-            header, length, seconds = _measured(audio)
-            if length:
-                if not header:
-                    _log.error("recording_without_header", recording=finished.recording_id)
-                return self._in_thread(self._seal_file, finished.recording_id, audio, header, length, seconds)
+        recording_id = finished.recording_id
+        try:
+            audio = self._spool.open_plain(recording_id)
+            if audio is None:
+                return self._without_file(finished)
+            with audio:
+                plain = Plain(audio, self._segments.streamed(recording_id) if self._segments else None)
+                if plain.length:
+                    if not plain.header:
+                        _log.error("recording_without_header", recording=recording_id)
+                    return in_thread(self._seal_file, recording_id, plain)
+        except OtherFileError as error:
+            self._spool.quarantine(self._spool.path(recording_id))
+            metrics.UPLOADS.labels("quarantined").inc()
+            _log.error("recording_quarantined", recording=recording_id, why=str(error))
+            return self._without_file(finished)
         self._nothing_said(finished)
+        return None
+
+    def _without_file(self, finished: Finished) -> Note | None:
+        """What there is of a recording without its file; SpoolError while a person has to decide about that."""
+        # The mark of a withdrawal is there before the file is gone.
+        if self._gone(finished, after_put=finished.attempts > 1):
+            return None
+        if finished.samples == 0:  # FreeSWITCH itself removes a file without one frame
+            self._nothing_said(finished)
+        elif self._segments and (note := self._segments.assemble(finished)):
+            return note
+        elif any(path.is_file() and not path.is_symlink() for path in self._spool.set_apart(finished.recording_id)):
+            # Called lost it would have no key, no caller and no erasure any more, and still a voice in the clear.
+            raise SpoolError(
+                "All that there is of a recording is in quarantine", hint="Look at its file, then erase it"
+            )
+        else:
+            self._records.lost(finished.recording_id)
+            metrics.UPLOADS.labels("lost").inc()
+            _log.error("recording_lost", recording=finished.recording_id)
         return None
 
     def _nothing_said(self, finished: Finished) -> None:
@@ -289,19 +328,19 @@ class Shipper:
         metrics.UPLOADS.labels("empty").inc()
         _log.warning("recording_empty", recording=finished.recording_id)
 
-    def _seal_file(self, recording_id: UUID, audio: BinaryIO, header: bytes, length: int, seconds: float) -> Note:
+    def _seal_file(self, recording_id: UUID, plain: Plain) -> Note:
         made: list[Note] = []
 
         def write(sink: BinaryIO) -> bytes:
             key = envelope.new_key()
-            sealed = envelope.encrypt(_repaired(header, audio, length), sink, key, recording_id)
+            sealed = envelope.encrypt(plain.pieces(), sink, key, recording_id)
             note = Note(
                 sealed_key=envelope.seal(key, self._public_key),
                 key_id=envelope.key_id(self._public_key),
                 plaintext_sha256=sealed.plaintext_sha256,
                 ciphertext_sha256=sealed.ciphertext_sha256,
                 ciphertext_bytes=sealed.ciphertext_bytes,
-                duration_seconds=seconds,
+                duration_seconds=plain.seconds,
             )
             made.append(note)
             return note.as_bytes()
@@ -344,48 +383,9 @@ class Shipper:
             if not busy:
                 stop.wait(_pause(failures) if failures else idle_seconds * random.uniform(0.5, 1.5))  # noqa: S311 # jitter
 
-    @staticmethod
-    def _in_thread(work: Callable[..., _T], *args: object) -> _T:
-        """Files and hashes hold the hub; the threadpool does them beside it."""
-
-        def kept() -> tuple[_T | None, BaseException | None]:
-            try:
-                return work(*args), None
-            except BaseException as error:  # noqa: BLE001 # raised below; gevent would print it as it is
-                return None, error
-
-        result, error = gevent.get_hub().threadpool.apply(kept)
-        if error is not None:
-            raise error
-        return cast(_T, result)
-
 
 def object_key(finished: Finished) -> str:
     return object_name(finished.prefix, finished.started_at, finished.recording_id)
-
-
-def _measured(audio: BinaryIO) -> tuple[bytes, int, float]:
-    """(repaired header, bytes of audio behind it, seconds); leaves the file at the first byte of audio.
-
-    What has no header that can be read is kept as it is, all of it, with no header and no known length.
-    """
-    size = audio.seek(0, os.SEEK_END)
-    audio.seek(0)
-    head = audio.read(wav.HEAD_BYTES)
-    try:
-        parsed = wav.parse(head)
-    except WavError:
-        audio.seek(0)
-        return b"", size if size > _HEADER_BYTES else 0, 0.0
-    audio.seek(parsed.data_offset)
-    return wav.repaired_header(head, size), wav.audio_bytes(parsed, size), wav.duration_seconds(parsed, size)
-
-
-def _repaired(header: bytes, audio: BinaryIO, length: int) -> Iterator[bytes]:
-    yield header
-    while length > 0 and (block := audio.read(min(_BLOCK, length))):
-        length -= len(block)
-        yield block
 
 
 def _pause(attempts: int) -> float:

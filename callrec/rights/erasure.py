@@ -187,7 +187,7 @@ class Eraser:
             case Step.SEGMENTS:
                 self._delete(self._segments(row), markers=None)
             case Step.SPOOL:
-                self._spool.remove(recording_id)
+                self._spool.purge(recording_id)
                 self._spool.clear_withdrawn(recording_id)
             case Step.REDIS:
                 if self._alive(row):

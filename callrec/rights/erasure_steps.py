@@ -4,7 +4,7 @@
     objects         each version of the object, by its id and with bypass where the lock is GOVERNANCE
     markers         delete markers under the same key
     segments        what the stream during the call left
-    spool           plain and sealed files on the node
+    spool           plain and sealed files on the node, and what was set apart of them
     redis           the live state
     personal_data   the caller's row: look-up, salt, sealed number
     verification    each of these places is looked at again

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
-from callrec.recording.facts import Cut, Part, Running
+from callrec.recording.facts import Cut, Part, Running, Streamed
 from callrec.store.db import Database
 
 
@@ -67,6 +67,11 @@ class SegmentRecords:
             )
             for row in self._database.run("segments_of", {"recording_id": recording_id})
         ]
+
+    def streamed(self, recording_id: UUID) -> Streamed | None:
+        """How far what was put of a recording goes; None where nothing was."""
+        row = self._database.one("streamed", {"recording_id": recording_id})
+        return Streamed(row["audio_end"], bytes(row["plaintext_sha256"])) if row else None
 
     # Nodes
 

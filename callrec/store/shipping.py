@@ -1,6 +1,7 @@
 """What `ship` reads and writes of recordings; implements the port of recording/upload.py."""
 
 import json
+from collections.abc import Collection
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
@@ -97,6 +98,10 @@ class ShipRecords:
         """The row's state; None when there is no row."""
         row = self._database.one("state_of", {"recording_id": recording_id})
         return str(row["state"]) if row else None
+
+    def nothing_may_stay_of(self, recordings: Collection[UUID]) -> set[UUID]:
+        rows = self._database.run("nothing_may_stay_of", {"recordings": list(recordings)})
+        return {row["recording_id"] for row in rows}
 
     def reclaim(self, recording_id: UUID) -> bool | None:
         row = self._database.one("reclaim", {"recording_id": recording_id, "node": self._node})

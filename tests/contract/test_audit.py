@@ -228,11 +228,17 @@ def file_left(house, kept):
     return {("spool_left", f"{kept.recording_id}.wav")}
 
 
+def file_altered(house, kept):
+    house.spool.path(kept.recording_id).write_bytes(b"RIFF")
+    house.spool.quarantine(house.spool.path(kept.recording_id))
+    return {("spool_altered", f"{kept.recording_id}.wav")}
+
+
 PLANTS = [
     entry_removed, note_removed, entry_of_nothing, call_removed, key_removed, key_come_back, caller_come_back,
     object_removed, object_hidden, object_overwritten, other_size, other_lock, foreign_hold, hold_lifted,
     object_come_back, segment_come_back, object_of_nothing, object_of_any_name, erasure_undone, file_of_nothing,
-    file_left,
+    file_left, file_altered,
 ]  # fmt: skip
 
 

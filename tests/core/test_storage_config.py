@@ -27,7 +27,7 @@ def test_the_example_names_each_credential_and_the_checkpoints_are_sweeps():
         "ship": f"{ARN}ship", "sweep": f"{ARN}sweep", "api": f"{ARN}api", "checkpoint": f"{ARN}sweep",
     }  # fmt: skip
     assert (storage.checkpoints.bucket, storage.checkpoints.years) == ("callrec-checkpoints", 10)
-    assert storage.worm_probe == "enforce"
+    assert (storage.worm_probe, storage.read_back) == ("enforce", "sample")
 
 
 @pytest.mark.parametrize("arn", ["arn:aws:iam:::user/ship", "arn:aws:iam::tenant:user/a", "arn:aws-cn:iam::1:role/p/x"])
@@ -45,12 +45,20 @@ def test_arns_of_aws_and_ceph_are_taken(tmp_path, arn):
         ('bucket = "callrec-checkpoints"', 'bucket = "callrec-recordings"', "storage.checkpoints.bucket"),
         ("years = 10 ", "years = 0 ", "storage.checkpoints.years"),
         ('worm_probe = "enforce"', 'worm_probe = "off"', "storage.worm_probe"),
+        ('read_back = "sample"', 'read_back = "none"', "storage.read_back"),
         ('prefix = "consent"', 'prefix = "probe"', "bases.consent.prefix"),
         ('prefix = "consent"', 'prefix = "segments"', "bases.consent.prefix"),
     ],
 )
 def test_a_fault_is_named_with_its_place(tmp_path, old, new, said):
     assert [fault.where for fault in parse(written(tmp_path, old, new), {})[1]] == [said]
+
+
+def test_how_much_is_read_back_is_one_of_two_words(tmp_path):
+    assert load(written(tmp_path, 'read_back = "sample"', 'read_back = "full"'), {}).storage.read_back == "full"
+    assert load(written(tmp_path, 'read_back = "sample"', ""), {}).storage.read_back == "sample"
+    (fault,) = parse(written(tmp_path, 'read_back = "sample"', 'read_back = "samples"'), {})[1]
+    assert '"sample"' in str(fault)
 
 
 def test_without_principals_and_checkpoints_it_can_be_used_and_is_warned_about(tmp_path):

@@ -145,6 +145,9 @@ def test_what_the_database_shows_and_a_process_that_hangs(watched):
         waits = {"state": "finished", "version_id": None, "stopped_at": now - timedelta(hours=1), "samples": 8000}
         planted(watched, old, **waits, due_at=now + timedelta(days=1))
         planted(watched, old, **waits, due_at=now)  # and there is no file
+        apart = uuid.uuid4()
+        (node.installation.spool / "rec" / f"{apart}.wav").symlink_to("/etc/hostname")
+        planted(watched, old, **waits, due_at=now, recording_id=apart)
         recordings = [planted(watched, old, basis="consent") for _ in range(4)]
         watched.execute(
             "INSERT INTO erasure (recording_id, cause, deadline, due_at) VALUES (%s, 'order', now(), 'infinity')",
@@ -169,7 +172,7 @@ def test_what_the_database_shows_and_a_process_that_hangs(watched):
         watched.execute("UPDATE audit_run SET started_at = now() - interval '2 days' WHERE scope = ''")
         watched.execute("UPDATE audit_run SET last_complete = now() - interval '3 days' WHERE scope <> ''")
         watched.again("sweep")
-        watched.raises("CallrecUploadLag", "CallrecRecordingLost")
+        watched.raises("CallrecUploadLag", "CallrecRecordingLost", "CallrecRecordingQuarantined")
         watched.raises("CallrecErasureOverdue", "CallrecHoldReviewOverdue", "CallrecRecordingWithoutBasis")
         watched.raises("CallrecRevocationNear", "CallrecRevocationMissed", "CallrecDispositionMissing")
         watched.raises("CallrecNodeLost", "CallrecAuditOld", "CallrecAuditFindings")

@@ -1,5 +1,6 @@
 """From the spool to the locked object on a real Ceph RGW, with a fake of the database's port (A11, C1, C2)."""
 
+import base64
 import io
 import re
 import struct
@@ -115,6 +116,10 @@ class FakeRecords:
         self._answer()
         row = self.rows.get(recording_id)
         return row["state"] if row else None
+
+    def nothing_may_stay_of(self, recordings):
+        self._answer()
+        return {each for each in recordings if self.rows[each]["state"] == "discarded"}
 
     def reclaim(self, _recording_id):
         self._answer()
@@ -440,6 +445,65 @@ def test_a_broken_upload_does_not_stop_the_others(shipper, records, spool, objec
     assert "secret text" not in records.failures[0][0]
 
 
+def flips(objects, monkeypatch, at):
+    """A store that keeps other bytes than the first that it is given, and tells the checksum that it was told."""
+    put, head = objects.put_locked, objects._head
+    puts = []
+
+    def flipped(key, path, *, sha256, metadata, **options):
+        data = bytearray(path.read_bytes())
+        if not puts:
+            data[at] ^= 1
+        puts.append(at)
+        there = path.parent.parent.parent / "there"
+        there.write_bytes(data)
+        digest = envelope.sha256(data).digest()
+        return put(key, there, sha256=digest, metadata=metadata | {"sha256": sha256.hex()}, **options)
+
+    def believing(*about):
+        said = head(*about)
+        claimed = bytes.fromhex(said.metadata["x-amz-meta-sha256"])
+        said.metadata["x-amz-checksum-sha256"] = base64.b64encode(claimed).decode()
+        return said
+
+    monkeypatch.setattr(objects, "put_locked", flipped)
+    monkeypatch.setattr(objects, "_head", believing)
+    return puts
+
+
+@pytest.mark.parametrize("case", [(len(AUDIO), 1000, False), (MIB, MIB // 2, True)], ids=["sample", "full"])
+def test_a_version_that_is_read_back_wrong_is_put_again_and_not_taken_later(records, spool, objects, monkeypatch, case):
+    size, at, full = case
+    puts = flips(objects, monkeypatch, at)
+    recording_id = recorded(records, spool, UNCLOSED + bytes(size))
+    for _ in range(3):  # each time by another process
+        records.restart()
+        Shipper(records, spool, objects, PUBLIC, NODE, read_all_back=full).ship_next()
+        if len(records.failures) == len(puts) == 1:
+            assert "SHA-256" in records.failures[0][0]
+            assert spool.path(recording_id).exists()
+    assert (len(puts), len(records.failures)) == (2, 1)
+    assert opened(records, objects, recording_id)[44:] == bytes(size)
+    stored = records.rows[recording_id]["stored"].version_id
+    newest, wrong = (version.version_id for version in versions(objects, recording_id))  # an erasure finds both
+    assert newest == stored != wrong
+    assert files(spool) == []
+
+
+def test_what_was_put_by_an_earlier_attempt_is_read_whole_and_not_put_again(records, spool, objects, monkeypatch):
+    recording_id = recorded(records, spool, UNCLOSED + bytes(MIB))
+    monkeypatch.setattr(objects, "verify", crash)
+    with pytest.raises(CrashError):
+        Shipper(records, spool, objects, PUBLIC, NODE).ship_next()
+    monkeypatch.undo()
+    records.restart()
+    before = metrics.READ_BACK_BYTES._value.get()
+    Shipper(records, spool, objects, PUBLIC, NODE).ship_next()
+    assert records.entries == [(recording_id, "stored")]
+    assert len(versions(objects, recording_id)) == 1
+    assert metrics.READ_BACK_BYTES._value.get() - before >= MIB
+
+
 def test_the_pauses_grow_and_are_jittered(shipper, records, spool, objects, monkeypatch):
     recorded(records, spool)
     before = metrics.RETRIES.labels("upload")._value.get()
@@ -448,7 +512,7 @@ def test_the_pauses_grow_and_are_jittered(shipper, records, spool, objects, monk
         raise StoreError("no")
 
     monkeypatch.setattr(objects, "put_locked", refuse)
-    monkeypatch.setattr(objects, "find", lambda *_: None)
+    monkeypatch.setattr(objects, "find", lambda *_, **__: None)
     for _ in range(40):
         records.restart()
         assert shipper.ship_next()
