@@ -22,14 +22,15 @@ _HEADER_BYTES = 44  # FreeSWITCH writes its header at once: less is no recording
 class Plain:
     """The open file `audio`. OtherFileError where it is too short for what was `streamed` of it, or begins otherwise.
 
-    `length` in bytes of audio, `seconds` of it, and the repaired `header`. What has no header that can be read is kept
-    as it is, all of it, with no header and no known duration.
+    `length` in bytes of audio, `seconds` of it, the repaired `header`, and how many `names` the file has. What has no
+    header that can be read is kept as it is, all of it, with no header and no known duration.
     """
 
     def __init__(self, audio: BinaryIO, streamed: Streamed | None = None) -> None:
         self._audio = audio
         self._streamed = streamed
         self._begin = b""
+        self.names = os.fstat(audio.fileno()).st_nlink
         size = audio.seek(0, os.SEEK_END)
         audio.seek(0)
         head = audio.read(wav.HEAD_BYTES)

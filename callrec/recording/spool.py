@@ -116,17 +116,17 @@ class Spool:
     def open_plain(self, recording_id: UUID) -> BinaryIO | None:
         """The recording as FreeSWITCH wrote it, to be read and closed; None where there is no such file.
 
-        OtherFileError for what FreeSWITCH makes no recording of: a link, a pipe, a directory, a file with two names.
+        OtherFileError for what FreeSWITCH makes no recording of: a link, a pipe, a directory.
         """
         path = self.path(recording_id)
         with _spool_errors("A recording can't be read", self.root):
             try:
-                _must_be_ours(path.lstat())  # to open some of them would be to wait for somebody
+                _must_be_file(path.lstat())  # to open some of them would be to wait for somebody
                 audio = os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC), "rb")
             except FileNotFoundError:
                 return None
             try:
-                _must_be_ours(os.fstat(audio.fileno()))  # it is this one that is read
+                _must_be_file(os.fstat(audio.fileno()))  # it is this one that is read
             except OtherFileError:
                 audio.close()
                 raise
@@ -367,11 +367,9 @@ def _sealed_id(name: str) -> UUID | None:
     return _recording_id(stem, "") if dot and re.fullmatch(r"enc|key|[0-9a-f]{32}\.(enc|key)-part", kind) else None
 
 
-def _must_be_ours(status: os.stat_result) -> None:
+def _must_be_file(status: os.stat_result) -> None:
     if not stat.S_ISREG(status.st_mode):
         raise OtherFileError("A recording is no regular file")
-    if status.st_nlink > 1:
-        raise OtherFileError("A recording has a second name elsewhere")
 
 
 def _sync(out: BinaryIO) -> None:

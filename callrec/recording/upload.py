@@ -290,6 +290,8 @@ class Shipper:
                 return self._without_file(finished)
             with audio:
                 plain = Plain(audio, self._segments.streamed(recording_id) if self._segments else None)
+                if plain.names > 1:  # its bytes are what they are; but nothing of ours ever removes the other name
+                    _log.error("recording_has_second_name", recording=recording_id)
                 if plain.length:
                     if not plain.header:
                         _log.error("recording_without_header", recording=recording_id)
