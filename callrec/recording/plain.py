@@ -45,8 +45,6 @@ class Plain:
             self.length = wav.audio_bytes(parsed, size)
             self.seconds = wav.duration_seconds(parsed, size)
             audio.seek(parsed.data_offset)
-        if streamed and not self.header:
-            raise OtherFileError("A recording has lost its header")
         if streamed and self.length < streamed.audio_end:
             raise OtherFileError("A recording is shorter than what was streamed of it")
 
