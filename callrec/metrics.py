@@ -154,7 +154,7 @@ for _reason in (
     "started_otherwise", "storage_unproven", "unknown_line", "withdrawn", "wrong_key",
 ):  # fmt: skip
     UNRECORDED.labels(_reason)
-for _result in ("stored", "discarded", "empty", "lost", "failed", "quarantined"):
+for _result in ("stored", "incomplete", "discarded", "empty", "lost", "failed", "quarantined"):
     UPLOADS.labels(_result)
 for _how in ("near", "breached"):
     DEADLINES.labels(_how)
