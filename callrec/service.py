@@ -67,7 +67,7 @@ _DRAIN = 20.0  # seconds that calls in their interview have to end before they a
 _ENDING = 10.0  # seconds for segments that are being put
 _ROOM = 1.0  # seconds between looks at the spool
 _PROOF = 2.0  # seconds between looks at what the last probe found
-_SIGN = 0.25  # seconds between signatures of the ledger, half as much again at most
+_SIGN = 0.15  # seconds between signatures of the ledger, half as much again at most
 _MEASURE = 5.0  # seconds between looks at what waits for a signature
 
 ROLES = ("listen", "ship", "sweep", "api")

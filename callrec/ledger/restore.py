@@ -78,7 +78,7 @@ class Restore:
         }
         self._rights.entry("restore_accepted", body)
         sequencer = Sequencer(self._records, self._signers, self._lineage.origin, retired=self._lineage.verifiers)
-        while sequencer.integrate() is not False:
+        while sequencer.integrate() != 0:
             pass
         frontier = self._frontier()
         if loss.kept and not self._begins_with(frontier, loss.kept):

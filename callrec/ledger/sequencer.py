@@ -27,9 +27,13 @@ from callrec.store.tree import TreeRecords
 log = Log(__name__)
 
 BATCH = 4000  # entries: about 100 ms of hashing
-_SIGN_EVERY = 0.5  # seconds between signatures while there is more to do
-# A step looks behind the entries that are older than so many seconds: a transaction may hold one back as long. What was
-# held back longer is found by looks that go further back, and come less often: all that a look passes has to be tried.
+# Of so many at once the next are there already: to pause would only make the following step longer, and what is signed
+# later.
+_MANY = 250
+_SIGN_EVERY = 0.25  # seconds between signatures while there is more to do
+# A step looks behind the first entry that is missing, until that is older than so many seconds: a transaction may hold
+# one back as long, or have taken its number back. What was held back longer is found by looks that go further back, and
+# come less often: all that a look passes has to be tried.
 _NEAR = 2.0
 _LATE, _LATE_EVERY = 600.0, 30.0
 _WHOLE_EVERY = 3600.0
@@ -72,6 +76,7 @@ class Sequencer:
         self._clock = clock
         self._frontier = Frontier()
         self._after = 0  # the entry behind which to look: the whole ledger each time would be too dear
+        self._beyond: set[int] = set()  # entries behind it that have their leaf: one between may still be on its way
         self._near_at = self._late_at = self._whole_at = clock()
         self._sign_at = self._near_at
         self._signed: Signed | None = None  # what this process signed last
@@ -98,52 +103,66 @@ class Sequencer:
         return False
 
     def step(self) -> bool:
-        """Sequence one batch and sign; True when there is more to do.
+        """Sequence one batch and sign; True when there is more to do, or will be at once.
 
         LedgerError: the store is not what was signed, or holds an entry that can't be hashed. StoreError: Postgres is
         away. It may be called again after both.
         """
         try:
-            more = self.integrate(durable=False)  # the checkpoint is, and with it all before it
-            due = more is False or self._clock() >= self._sign_at
-            if more is not None and due and self._sign() and not more:
+            taken = self.integrate(durable=False)  # the checkpoint is, and with it all before it
+            more = taken is None or taken >= min(_MANY, self._batch)
+            due = not more or self._clock() >= self._sign_at
+            if taken is not None and due and self._sign() and taken < self._batch:
                 metrics.LEDGER_SIGNED.set_to_current_time()
         except (LedgerError, StoreError) as error:
             # What was not durable may be lost, or another database come back.
             size, self._frontier = self._frontier.size, Frontier()
+            if isinstance(error, StoreError):
+                self._late_at = self._clock()
             about = str(error)
             if isinstance(error, LedgerError) and (about != self._said or self._clock() >= self._say_at):
                 self._said, self._say_at = about, self._clock() + _SAY
                 log.error("ledger_not_signed", size=size, why=about)
             raise
-        return more is not False
+        return more
 
-    def integrate(self, *, durable: bool = True) -> bool | None:
-        """The first half of a step: one batch of entries gets its leaves. True when there is more to do.
+    def integrate(self, *, durable: bool = True) -> int | None:
+        """The first half of a step: entries, a batch at most, get their leaves. How many did.
 
         None when another was quicker, and nothing is known of the tree. Errors as of `step`. Without `durable` a crash
         of Postgres may take the leaves, until something else is committed.
         """
-        size = self._records.size()
+        size, now = self._records.size(), self._clock()
         if self._frontier.size != size:
+            if size < self._frontier.size:  # leaves were removed, maybe long after they were added
+                self._whole_at = now
             self._frontier = Frontier.stored(size, self._records.read)
-        now = self._clock()
-        if now >= self._whole_at:
-            self._after, self._whole_at, self._late_at = 0, now + _WHOLE_EVERY, now + _LATE_EVERY
-        elif now >= self._late_at:
-            self._after, self._late_at = self._records.settled(_LATE), now + _LATE_EVERY
+        if far := now >= min(self._whole_at, self._late_at):
+            self._look_back(now)
         rows = self._records.pending(self._after, self._batch)
         if rows and not self._extend([leaf_of(row) for row in rows], durable):
             self._frontier = Frontier()
             if self._records.size() == size:  # nobody was quicker
                 raise LedgerError("The tree has no room for what follows", detail=f"leaves behind {size} were removed")
             return None
-        if len(rows) == self._batch:
-            self._after, self._near_at = rows[-1]["entry_id"], now
-            return True
-        if now >= self._near_at:
-            self._after, self._near_at = self._records.settled(_NEAR), now + _NEAR
-        return False
+        full = len(rows) == self._batch
+        self._beyond.update(row["entry_id"] for row in rows)
+        if far or now >= self._near_at or (full and self._after + 1 not in self._beyond):
+            settled, self._near_at = self._records.settled(_NEAR), now + _NEAR
+            self._after = max(self._after, min(settled, rows[-1]["entry_id"]) if full else settled)
+            self._beyond = {entry for entry in self._beyond if entry > self._after}
+        while self._after + 1 in self._beyond:
+            self._after += 1
+            self._beyond.discard(self._after)
+        return len(rows)
+
+    def _look_back(self, now: float) -> None:
+        """Begin further back than usual: from the first entry each hour, else from what is old enough."""
+        whole, self._late_at = now >= self._whole_at, now + _LATE_EVERY
+        self._after = 0 if whole else self._records.settled(_LATE)
+        self._beyond.clear()
+        if whole:
+            self._whole_at = now + _WHOLE_EVERY
 
     def _extend(self, leaves: list[Leaf], durable: bool) -> bool:
         size = self._frontier.size

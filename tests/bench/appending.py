@@ -23,6 +23,7 @@ from callrec.store.db import Database  # noqa: E402
 
 APPENDERS = 50
 _WARM = 1.0  # seconds
+_ENTRIES = 7  # of a call, one behind the other
 _BODIES = (
     ("key_pressed", {"key": "1", "meaning": "granted"}),
     ("notice_played", {"notice": "B", "version": "2026-01", "complete": True, "text_sha256": "4" * 64,
@@ -45,11 +46,13 @@ def main():
         ends = counted + seconds
 
         def append():
-            for kind, body in itertools.cycle(_BODIES):
+            for number, (kind, body) in enumerate(itertools.cycle(_BODIES)):
+                if number % _ENTRIES == 0:
+                    call_id = uuid.uuid4()
                 began = time.monotonic()
                 if began >= ends:
                     return
-                about = {"call_id": uuid.uuid4(), "recording_id": None, "kind": kind, "body": json.dumps(body)}
+                about = {"call_id": call_id, "recording_id": None, "kind": kind, "body": json.dumps(body)}
                 store.run("append", about | {"node": "node-1"}, timeout=30.0)
                 if began >= counted:
                     took.append(time.monotonic() - began)
