@@ -120,7 +120,7 @@ class Line:
     def longest_interview(self) -> float:
         """Seconds from the answer to the decision if the caller lets every prompt play and answers last, or never.
 
-        As far as the prompts' lengths are known. A key that comes early has the question asked once more than `repeats` says.
+        As far as the prompts' lengths are known. An early key has the question asked once more than `repeats` says.
         """
         basis, notice = self.basis, self.notice
         if basis.kind is BasisKind.NOTICE:

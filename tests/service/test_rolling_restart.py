@@ -22,7 +22,9 @@ from callrec.service import ROLES
 EVERY = 0.2  # seconds between calls
 KEY_WAIT = 1.0  # seconds that callrec waits for a key (fix_callrec.py)
 SLACK = 1.25  # seconds for a machine that others use too
-PATIENCE = KEY_WAIT + UNHURRIED["listen"]["decision_timeout_ms"] / 1000 + SLACK  # seconds that a caller may hear nothing
+PATIENCE = (
+    KEY_WAIT + UNHURRIED["listen"]["decision_timeout_ms"] / 1000 + SLACK
+)  # seconds that a caller may hear nothing
 NUMBER = "+38640123456"
 SALES, SERVICE = "040404045", "040404040"
 
@@ -201,7 +203,7 @@ def restart(node):
 
 
 def test_three_restarts_in_a_row_lose_nothing(callrec, traffic):
-    """A2, A5, C4, D1: a caller who is recorded across all of them, and one whose interview a stop met, still withdraw."""
+    """A2, A5, C4, D1: a caller who is recorded across all of them, and one whom a stop met in the interview."""
     talking = traffic.place("talks", agrees(talk=5000))
     until_seen(talking, "bridged")
     for _ in range(3):
