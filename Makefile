@@ -19,7 +19,7 @@ PROGRAMS := $(POSTGRES) $(REDIS) $(CEPH) espeak-ng:espeak-ng promtool:prometheus
 SOURCES := callrec tests
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: help setup packages demo test test-freeswitch check bench bench-sweep bench-verify bench-ledger bench-audit dashboard-picture chaos image lock clean
+.PHONY: help setup packages demo test test-freeswitch check bench bench-sweep bench-verify bench-ledger bench-audit endurance dashboard-picture chaos image lock clean
 
 help: ## list what there is
 	@grep -E '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
@@ -75,6 +75,9 @@ bench-ledger: setup ## two hundred appenders beside a plain table, the checkpoin
 
 bench-audit: setup ## time and memory of the audit of 100,000 recordings
 	@$(BIN)/python tests/bench/audit.py
+
+endurance: setup ## 300 calls of five minutes at once, streamed, with S3 cut off for two of them (a quarter of an hour)
+	@$(BIN)/python tests/bench/endurance.py
 
 dashboard-picture: setup ## draw monitoring/dashboard.svg anew, from a run in which callrec has every fault
 	@CALLREC_DASHBOARD_PICTURE=monitoring/dashboard.svg $(PYTEST) tests/service/test_monitoring.py

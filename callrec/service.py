@@ -63,7 +63,8 @@ from callrec.web.auth import Accounts
 
 log = Log(__name__)
 
-_DRAIN = 20.0  # seconds that calls in their interview have to end before they are released as they are
+_DRAIN = 5.0  # seconds beyond the longest interview until calls in theirs are released as they are
+_LONGEST_DRAIN = 120.0
 _ENDING = 10.0  # seconds for segments that are being put
 _ROOM = 1.0  # seconds between looks at the spool
 _PROOF = 2.0  # seconds between looks at what the last probe found
@@ -214,8 +215,8 @@ def listen(config: Config, http: tuple[str, int] | None) -> None:
         room_for_consent=directory.left() > config.spool.consent_reserve,
     )
     registry = Registry()
-    for line in config.policy.lines.values():
-        node.prompts(line)  # read each prompt before the first call needs it
+    lines = map(node.prompts, config.policy.lines.values())  # reads each prompt before the first call needs it
+    longest = max((line.longest_interview for line in lines), default=0.0)
 
     def take_order(channel: str, order: str) -> None:
         conduct = registry.get(channel)
@@ -242,9 +243,7 @@ def listen(config: Config, http: tuple[str, int] | None) -> None:
     role.start(http)
     role.wait()
     server.close()
-    with gevent.Timeout(_DRAIN, False):  # type: ignore[arg-type] # False: end the block quietly (gevent's manual)
-        while any(not conduct.handed_on for conduct in registry.all()):
-            gevent.sleep(0.1)
+    registry.await_interviews(min(longest + _DRAIN, _LONGEST_DRAIN))
     server.stop(timeout=0)
     watcher.stop()
     desk.stop()

@@ -30,7 +30,10 @@ from callrec.web import health
 
 log = Log(__name__)
 
-_GRACE = 30.0  # seconds from SIGTERM to SIGKILL: longer than a role takes to drain
+# Who ends after whom, and seconds until the next are told to end as well. While nobody listens calls go unrecorded and
+# withdrawals by key unheard, so `listen` waits for those that may have an upload or an erasure in hand.
+_ORDER = ((("ship", "sweep"), 15.0), (("listen",), 130.0), (("api",), 10.0))
+_GRACE = 15.0  # seconds that those have in the end until SIGKILL who have not ended by then
 _LONGEST_PAUSE = 10.0
 _LOOK = 1.0  # seconds between looks at the roles' signs of life
 _STILL = {"listen": 5}  # looks without one before a role is ended; callers wait for `listen` that long
@@ -65,19 +68,20 @@ class Supervisor:
         self._directory = tempfile.mkdtemp(prefix="callrec-metrics-")
         try:
             server = health.serve(self._http, health.app(self._registry, self._readiness))
-            keepers = [gevent.spawn(self._keep, role) for role in ROLES]
+            keepers = {role: gevent.spawn(self._keep, role) for role in ROLES}
             minder = gevent.spawn(self._mind)
             log.info("supervisor_started", http=f"{self._http[0]}:{self._http[1]}", roles=list(ROLES))
             self._stopping.wait()
-            minder.kill()  # draining has its own deadline
-            for child in self._children.values():
-                if child.poll() is None:
-                    child.terminate()
-            gevent.joinall(keepers, timeout=_GRACE)
+            for roles, seconds in _ORDER:
+                for role in roles:
+                    if (child := self._children.get(role)) is not None and child.poll() is None:
+                        child.terminate()
+                gevent.joinall([keepers[role] for role in roles], timeout=seconds)
+            gevent.joinall(list(keepers.values()), timeout=_GRACE)
             for child in self._children.values():
                 if child.poll() is None:
                     child.kill()
-            gevent.killall(keepers)
+            gevent.killall([minder, *keepers.values()])
             server.stop(timeout=1)
         finally:
             shutil.rmtree(self._directory, ignore_errors=True)

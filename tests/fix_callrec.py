@@ -180,6 +180,11 @@ class Node:
         )
         return [row["kind"] for row in rows]
 
+    def taken_up(self, call):
+        """Whether a listener that was started later conducts this call's recording."""
+        line = f'"recording": "{self.recording(call)["recording_id"]}"'
+        return any("recording_taken_up" in each and line in each for each in self.logs().splitlines())
+
     def versions(self, recording_id):
         return [found for found in self.inspector.versions() if found.key.endswith(str(recording_id))]
 

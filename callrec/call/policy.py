@@ -116,6 +116,18 @@ class Line:
     basis: Basis
     notice: Notice
 
+    @property
+    def longest_interview(self) -> float:
+        """Seconds from the answer to the decision if the caller lets every prompt play and answers last, or never.
+
+        As far as the prompts' lengths are known. An early key has the question asked once more than `repeats` says.
+        """
+        basis, notice = self.basis, self.notice
+        if basis.kind is BasisKind.NOTICE:
+            return notice.prompt.seconds
+        question = (notice.ask or notice.prompt).seconds + basis.wait_seconds
+        return notice.prompt.seconds + (basis.repeats + 1) * question
+
 
 @dataclass(frozen=True, slots=True)
 class Policy:

@@ -19,14 +19,18 @@ ObjectStore = Literal["memstore", "bluestore"]
 class Ceph(Server):
     """Ceph RGW with one monitor and one OSD. `main` is the gateway; objects survive its death in either store.
 
-    `day_seconds` is how long a day of a lifecycle rule lasts; None: a day. The first user is "admin".
+    `day_seconds` is how long a day of a lifecycle rule lasts; None: a day. `room` is how many bytes the store holds;
+    it takes them as they are used. The first user is "admin".
     """
 
     needs = ("monmaptool", "ceph-mon", "ceph", "ceph-osd", "radosgw", "radosgw-admin")
 
-    def __init__(self, folder: Path, *, store: ObjectStore = "memstore", day_seconds: int | None = None) -> None:
+    def __init__(
+        self, folder: Path, *, store: ObjectStore = "memstore", room: int = 4 << 30, day_seconds: int | None = None
+    ) -> None:
         super().__init__(folder)
         self._store = store
+        self._room = room
         self._day_seconds = day_seconds
         self.access_key, self.secret_key = _key_pair()
 
@@ -132,8 +136,8 @@ mon_max_pg_per_osd = 2000
 paxos_propose_interval = 0.05
 paxos_min_wait = 0.01
 osd_objectstore = {self._store}
-memstore_device_bytes = {4 << 30}
-bluestore_block_size = {8 << 30}
+memstore_device_bytes = {self._room}
+bluestore_block_size = {2 * self._room}
 osd_fast_shutdown = false
 osd_class_load_list = *
 osd_class_default_list = *

@@ -51,7 +51,8 @@ class Stack:
     `root` is made if need be, and must be empty or an earlier stack's, whose data is dropped at `start`. Where user
     postgres can't reach `root` (we are root, it lies in root's home), Postgres keeps its data in the system's temporary
     directory instead. `lifecycle_day_seconds` shortens the day of S3 lifecycle rules. `object_store="bluestore"` puts
-    S3's objects on disk (boots in 6 to 8 s); in "memstore" (1 to 2 s) they live in the OSD's memory.
+    S3's objects on disk (boots in 6 to 8 s); in "memstore" (1 to 2 s) they live in the OSD's memory. `object_room` is
+    how many bytes of them there may be.
 
     The kernel ties children to the thread that forked them: call `start`, `restart` and `s3_users` from a thread that
     lives as long as the stack (any greenlet of the main thread does).
@@ -64,6 +65,7 @@ class Stack:
         services: Collection[str] = SERVICES,
         lifecycle_day_seconds: int | None = None,
         object_store: ObjectStore = "memstore",
+        object_room: int = 4 << 30,
         env: Mapping[str, str] = os.environ,
     ) -> None:
         if unknown := set(services) - set(SERVICES):
@@ -78,7 +80,9 @@ class Stack:
         if "redis" in services and not self._redis_url:
             self._servers["redis"] = Redis(self.root / "redis")
         if "s3" in services and not self._s3:
-            self._servers["s3"] = Ceph(self.root / "s3", store=object_store, day_seconds=lifecycle_day_seconds)
+            self._servers["s3"] = Ceph(
+                self.root / "s3", store=object_store, room=object_room, day_seconds=lifecycle_day_seconds
+            )
 
     def start(self) -> None:
         """Boot everything at once and return when all of it serves.

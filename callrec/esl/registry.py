@@ -1,6 +1,10 @@
 """The calls of this node that are being conducted."""
 
+import gevent
+
 from callrec.esl.conduct import Conduct
+
+_LOOK = 0.1  # seconds
 
 
 class Registry:
@@ -34,3 +38,9 @@ class Registry:
 
     def all(self) -> list[Conduct]:
         return [conduct for conducts in self._by_channel.values() for conduct in conducts]
+
+    def await_interviews(self, seconds: float) -> None:
+        """Until every caller has been handed on, but no longer than that."""
+        with gevent.Timeout(seconds, False):  # type: ignore[arg-type] # False: end the block quietly (gevent's manual)
+            while any(not conduct.handed_on for conduct in self.all()):
+                gevent.sleep(_LOOK)

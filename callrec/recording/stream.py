@@ -40,6 +40,7 @@ from callrec.recording.transport import refused
 LOCK = timedelta(days=7)  # a node that is lost on a long weekend is still found whole
 _LOOK = 0.5  # seconds
 _AT_ONCE = 4
+_MOST_AUDIO = segments.MOST_AUDIO // 2  # bytes in one, of those that piled up: 4 whole ones took 30 MiB
 _BLOCK = 64 * 1024
 _LONGEST_PAUSE = 15.0
 _DRAIN_SECONDS = 5.0
@@ -86,7 +87,7 @@ class Streamer:
         public_key: bytes,
         every: Mapping[str, float],
         *,
-        most_audio: int = segments.MOST_AUDIO,
+        most_audio: int = _MOST_AUDIO,
     ) -> None:
         self._records = records
         self._spool = spool

@@ -6,6 +6,7 @@ autocommit, one statement one transaction, so that what has to be atomic is writ
 
 import hashlib
 import os
+import random
 import re
 import socket
 import time
@@ -22,14 +23,18 @@ from psycopg.rows import TupleRow, dict_row
 from psycopg_pool import ConnectionPool, PoolTimeout
 
 from callrec.errors import StatementRefusedError, StoreError
+from callrec.log import Log
 from callrec.metrics import STORE_ERRORS
 from callrec.store.wait import Connection
+
+log = Log(__name__)
 
 Row = dict[str, Any]
 Statement = tuple[str, Mapping[str, Any]]
 
 _MIGRATION_LOCK = 0x63616C6C726563  # "callrec": one migration at a time, whoever starts it
 _FILES = "[0-9][0-9][0-9][0-9]_*.sql"
+_TRIES = 60  # of a migration whose tables others use; a second apart
 
 
 _STATEMENTS = (
@@ -288,8 +293,25 @@ def migrate(url: str, user: str, password: str, directory: Path | None = None) -
                         hint="Restore the file and put the change into a new one",
                     )
                 continue
-            with _foreign(f"{path.name} could not be applied", "Nothing of it is left"), connection.transaction():
-                connection.execute(content)
-                connection.execute("INSERT INTO schema_migration (name, sha256) VALUES (%s, %s)", (path.name, digest))
+            with _foreign(f"{path.name} could not be applied", "Nothing of it is left"):
+                _apply(connection, path.name, content, digest)
             applied.append(path.name)
     return applied
+
+
+def _apply(connection: psycopg.Connection[TupleRow], name: str, content: bytes, digest: str) -> None:
+    """Run one file. While it waits for a table, what comes later waits behind it, and calls have 250 ms for that."""
+    for left in reversed(range(_TRIES)):
+        try:
+            with connection.transaction():
+                connection.execute("SET LOCAL lock_timeout = '150ms'")
+                connection.execute(content)
+                connection.execute("INSERT INTO schema_migration (name, sha256) VALUES (%s, %s)", (name, digest))
+        except psycopg.errors.LockNotAvailable:
+            if not left:
+                hint = "A long transaction or VACUUM holds it (pg_stat_activity): try again when it has ended"
+                raise StoreError(f"{name} could not be applied: a table is in use", hint=hint) from None
+            log.info("migration_waits", file=name)
+            time.sleep(random.uniform(0.5, 1.5))  # noqa: S311 # jitter
+        else:
+            return

@@ -146,6 +146,10 @@ class Network(Program):
         """`slow` or `cut`: on these routes, and on every connection that these processes make."""
         self._ask({"fault": kind, "routes": routes, "pids": pids})
 
+    def sent(self, route: str) -> int:
+        """Bytes that came from callrec's side of it, whether or not they arrived."""
+        return self._ask({"sent": route})["bytes"]
+
     def heal(self) -> None:
         self._ask({"fault": "", "routes": [], "pids": []})
 

@@ -29,10 +29,15 @@ _CLONE_NEWNS = 0x20000
 
 
 class House:
-    """Boots with `ExitStack.enter_context`; `root` holds everything and is made for it."""
+    """Boots with `ExitStack.enter_context`; `root` holds everything and is made for it.
 
-    def __init__(self, root: Path) -> None:
+    `speed` is how much faster than real callers are; `small_disk`: the spool gets one of its own, where it can;
+    `stores` are options of the Stack.
+    """
+
+    def __init__(self, root: Path, *, speed: float = SPEED, small_disk: bool = True, **stores) -> None:
         self.root = root
+        self._speed, self._small_disk, self._stores = speed, small_disk, stores
         self.tapes = root / "callrec" / "spool" / "tapes"  # beside what is recorded: a second name needs the same disk
         self.own_disk = False
         self._ends = ExitStack()
@@ -51,11 +56,11 @@ class House:
     def _boot(self) -> None:
         spool = self.root / "callrec" / "spool"
         spool.mkdir(parents=True)
-        self.own_disk = _mount(spool)
+        self.own_disk = self._small_disk and _mount(spool)
         if self.own_disk:  # or its directory could not be removed
             self._ends.callback(subprocess.run, ["umount", "--lazy", str(spool)], check=False)
         self.tapes.mkdir(mode=0o755)
-        self.stack = Stack(self.root / "stack", env={})
+        self.stack = Stack(self.root / "stack", env={}, **self._stores)
         self._ends.callback(self.stack.stop)
         self.stack.start()
         self._note_commits()
@@ -78,7 +83,9 @@ class House:
         )  # fmt: skip
         self.callrec.prepare()
         self._callbacks = self.network.route("callbacks", self.callrec.callbacks)
-        self.switch = FreeSwitch(self.network.route("listen", self.callrec.listen), event_socket, SPEED, self.tapes)
+        self.switch = FreeSwitch(
+            self.network.route("listen", self.callrec.listen), event_socket, self._speed, self.tapes
+        )
         self._ends.callback(self.switch.kill)
         self.switch.start()
         self._ends.callback(self.callrec.stop)

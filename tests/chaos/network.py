@@ -1,8 +1,9 @@
 """TCP relays between callrec and what it talks to, which can be slow or cut.
 
-Line-JSON. In: {"route": name, "target": [host, port]}, {"fault": "slow", "cut" or "", "routes": [...], "pids": [...]}.
-Out: {"port": n} or {}. A fault concerns every connection on one of the routes, and every one that one of the processes
-has made, whatever its route; "" heals.
+Line-JSON. In: {"route": name, "target": [host, port]}, {"fault": "slow", "cut" or "", "routes": [...], "pids": [...]},
+{"sent": name}. Out: {"port": n}, {}, {"bytes": n}: what came from callrec's side of a route, whether or not it arrived.
+A fault concerns every connection on one of the routes, and every one that one of the processes has made, whatever its
+route; "" heals.
 
 slow   every piece of data arrives 250 ms later, both ways: each answer takes 500 ms longer.
 cut    as when a firewall swallows everything: nothing arrives, no connection is made, nobody is told. When it is healed
@@ -19,6 +20,7 @@ import os  # noqa: E402
 import struct  # noqa: E402
 import sys  # noqa: E402
 import time  # noqa: E402
+from collections import Counter  # noqa: E402
 from contextlib import suppress  # noqa: E402
 from pathlib import Path  # noqa: E402
 
@@ -35,6 +37,7 @@ PIECES = 256  # on the way at once
 ABORT = struct.pack("ii", 1, 0)  # SO_LINGER: close with a reset
 
 relays: set["Relay"] = set()
+sent: Counter = Counter()  # bytes by route
 fault: dict = {"fault": "", "routes": [], "pids": []}
 healthy = Event()
 healthy.set()
@@ -106,6 +109,8 @@ class Relay:
                 data = source.recv(65536)
             except OSError:
                 data = b""
+            if source is self._client:
+                sent[self.route] += len(data)
             pieces.put((time.monotonic() + (DELAY if self.slow else 0.0), data))
         writer.join()
 
@@ -165,6 +170,8 @@ for text in FileObject(sys.stdin.fileno(), "r", close=False):
     command = json.loads(text)
     if "route" in command:
         say({"port": serve(command["route"], tuple(command["target"]))})
+    elif "sent" in command:
+        say({"bytes": sent[command["sent"]]})
     else:
         strike(command)
         say({})

@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 import gevent
 import psycopg
 import pytest
+from fix_stack import wait_until
 from fix_store import make_facts, make_notes
 from psycopg import errors, sql
 
@@ -58,6 +59,23 @@ def test_several_at_once_apply_each_file_once(fresh_database):
     runs = [gevent.spawn(migrate, at, *owner_of(at)) for at in (url, other) * 3]
     gevent.joinall(runs, raise_error=True)
     assert sorted(name for run in runs for name in run.value) == sorted(FILES * 2)
+
+
+def test_a_migration_that_waits_for_a_table_keeps_no_call_waiting(fresh_database, tmp_path):
+    """A1: it runs while calls come in; what comes to a table behind one who waits for all of it would wait as long."""
+    url, directory = fresh_database(migrate=True), copy_of_sql(tmp_path)
+    (directory / "9999_more.sql").write_text("ALTER TABLE recording ADD COLUMN more integer;")
+    with psycopg.connect(url) as report, psycopg.connect(url, autocommit=True) as call:
+        report.execute("SELECT FROM recording")  # a transaction that stays open
+        run = gevent.spawn(migrate, url, *owner_of(url), directory)
+        waits = "SELECT FROM pg_locks WHERE NOT granted AND relation = 'recording'::regclass"
+        wait_until(lambda: call.execute(waits).fetchall(), 20, "a migration that waits")
+        call.execute("SET statement_timeout = '2s'")
+        call.execute("SELECT FROM recording")
+        assert not run.ready()
+        report.rollback()
+        run.join(timeout=30)
+    assert run.value == ["9999_more.sql"]
 
 
 def test_an_edited_file_is_refused_by_name(fresh_database, tmp_path):

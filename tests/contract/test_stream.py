@@ -161,7 +161,7 @@ def test_memory_does_not_grow_with_what_piled_up(house, ship):
     ship.stream(looks=2)
     tracemalloc.start()
     try:
-        ship.stream(looks=60)
+        ship.stream(looks=120)
         assert tracemalloc.get_traced_memory()[1] < 16 << 20
     finally:
         tracemalloc.stop()

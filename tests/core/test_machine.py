@@ -377,6 +377,23 @@ def test_silence_is_asked_again_and_then_no_consent_a7(repeats, asked):
     assert (run.state, run.call.decision, run.count(do.Authorise)) == (State.UNRECORDED, "no_input", 0)
 
 
+@pytest.mark.parametrize("notice", [NOTICE, replace(NOTICE, ask=None)])
+@pytest.mark.parametrize("line", [SALES, SERVICE], ids=["sales", "service"])
+def test_the_longest_interview_is_that_of_a_caller_who_keeps_us_waiting(line, notice):
+    """What a stop waits for: a `1` that is early, and then nothing, however often the question is asked."""
+    run = Run(replace(line, notice=notice))
+    run(on.Key("1", 5))
+    began, prompt = run.now, notice.prompt
+    while run.state in {State.ANNOUNCING, State.ASKING}:
+        if run.call.token:
+            run.now += prompt.seconds
+            run.heard() if run.state is State.ANNOUNCING else run.played()
+        else:
+            run.tick()
+        prompt = notice.ask or notice.prompt
+    assert run.now - began == run.call.rule.longest_interview
+
+
 def test_a_question_that_never_ends_is_broken_off_and_counts_a7():
     run = reached(State.ASKING)
     run.tick()

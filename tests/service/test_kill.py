@@ -99,7 +99,7 @@ def test_consent_can_be_withdrawn_by_key_after_a_restart_of_listen(node):
     until_seen(call, "bridged")
     node.kill("listen")
     node.ready()
-    wait_until(lambda: taken_up(node, call), 5, "the recording taken up")
+    wait_until(lambda: node.taken_up(call), 5, "the recording taken up")
     call.plan(0.1, press("*2"))
     call.poke()
     until_seen(call, "recorded")
@@ -118,17 +118,11 @@ def test_the_desk_reaches_a_call_after_a_restart_of_listen(node):
     until_seen(call, "bridged")
     node.kill("listen")
     node.ready()
-    wait_until(lambda: taken_up(node, call), 5, "the recording taken up")
+    wait_until(lambda: node.taken_up(call), 5, "the recording taken up")
     done = node.command("mask", call.uuid)
     assert (done.returncode, done.stdout.strip()) == (0, "recording_masked"), done.stderr
     call.hangup("NORMAL_CLEARING", now=True)
     asserted_stored_in_full(node, call)
-
-
-def taken_up(node, call):
-    return str(node.recording(call)["recording_id"]) in {
-        line.partition('"recording": "')[2][:36] for line in node.logs().splitlines() if "recording_taken_up" in line
-    }
 
 
 def test_listen_is_killed_at_any_moment_of_a_decision(node):

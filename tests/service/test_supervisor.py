@@ -9,7 +9,7 @@ from pathlib import Path
 
 import gevent
 import pytest
-from fix_callrec import alive, children, facts, until_seen
+from fix_callrec import alive, children, facts, frozen, until_seen
 from fix_stack import wait_until
 
 from callrec import supervisor
@@ -136,6 +136,20 @@ def test_a_second_one_on_the_same_address_says_so_and_starts_nothing(node):
 
 
 # The end
+
+
+def test_calls_are_taken_until_an_upload_has_ended(node):
+    """A stop that waits for `ship` leaves no caller unheard meanwhile."""
+    pids, process = node.installation.pids(), node.installation._process
+    with frozen(pids["ship"]):
+        os.kill(pids["run"], signal.SIGTERM)
+        wait_until(lambda: not alive(pids["sweep"]), 10, "the end of sweep")
+        call = node.place(CallScript("040404045", talk=1))
+        assert "recorded" in facts(call)
+    assert process.wait(35) == 0
+    node.installation.start()
+    node.settled(call)
+    assert node.recording(call)["state"] == "stored"
 
 
 def test_sigterm_ends_all_of_it_and_leaves_nothing(node):
