@@ -56,8 +56,9 @@ class LazyStack:
 
     def _with(self, service):
         if service not in self._stacks:
-            # Ten seconds for a lifecycle day: a test may see a rule act.
-            stack = Stack(self._directory / service, services=[service], lifecycle_day_seconds=10)
+            # Ten seconds for a lifecycle day: a test may see a rule act. Without fsync: hundreds of databases come and
+            # go, and only a crash of the machine would show that it is off.
+            stack = Stack(self._directory / service, services=[service], lifecycle_day_seconds=10, fsync=False)
             stack.start()
             self._stacks[service] = stack
         return self._stacks[service]
