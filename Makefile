@@ -34,11 +34,11 @@ demo: setup ## boot a private stack, place one call per scenario, read back what
 # Four at once, about as long as each other: most of the time they wait. What is new under tests/service falls into the
 # fourth, what is new elsewhere into the first.
 SECOND := $(wildcard tests/service/test_calls.py tests/service/test_garbage.py tests/service/test_kill.py \
-	tests/service/test_privacy.py tests/contract/test_examination.py) tests/acceptance
+	tests/service/test_privacy.py tests/contract/test_examination.py tests/contract/test_rights.py) tests/acceptance
 THIRD := $(wildcard tests/service/test_chaos.py tests/service/test_expiry.py tests/service/test_monitoring.py \
 	tests/service/test_node_lost.py tests/service/test_stores_down.py tests/contract/test_audit.py)
 FOURTH := $(filter-out $(SECOND) $(THIRD),$(wildcard tests/service/test_*.py)) \
-	$(wildcard tests/contract/test_stream.py) \
+	$(wildcard tests/contract/test_anchors.py tests/contract/test_stream.py) \
 	$(if $(CALLREC_TEST_FREESWITCH),tests/freeswitch)
 FIRST := tests/core $(filter-out $(SECOND) $(THIRD) $(FOURTH),$(wildcard tests/contract/test_*.py))
 
