@@ -4,6 +4,8 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-builtin-rules
+# Container images like to set it. With it each start of callrec compiles every module anew: a quarter of its time.
+unexport PYTHONDONTWRITEBYTECODE
 
 # The first Python that is 3.11 or newer; `make PYTHON=...` names another.
 PYTHON ?= $(firstword $(foreach name,python3.11 python3,$(shell $(name) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
@@ -32,13 +34,13 @@ demo: setup ## boot a private stack, place one call per scenario, read back what
 # Four at once, about as long as each other: most of the time they wait. What is new under tests/service falls into the
 # fourth, what is new elsewhere into the first.
 SECOND := $(wildcard tests/service/test_calls.py tests/service/test_garbage.py tests/service/test_kill.py \
-	tests/service/test_privacy.py) tests/acceptance
+	tests/service/test_privacy.py tests/contract/test_examination.py tests/contract/test_rights.py) tests/acceptance
 THIRD := $(wildcard tests/service/test_chaos.py tests/service/test_expiry.py tests/service/test_monitoring.py \
-	tests/service/test_node_lost.py tests/service/test_stores_down.py)
+	tests/service/test_node_lost.py tests/service/test_stores_down.py tests/contract/test_audit.py)
 FOURTH := $(filter-out $(SECOND) $(THIRD),$(wildcard tests/service/test_*.py)) \
-	$(wildcard tests/contract/test_audit.py tests/contract/test_stream.py tests/contract/test_upload.py) \
+	$(wildcard tests/contract/test_anchors.py tests/contract/test_stream.py) \
 	$(if $(CALLREC_TEST_FREESWITCH),tests/freeswitch)
-FIRST := tests/core $(filter-out $(FOURTH),$(wildcard tests/contract/test_*.py))
+FIRST := tests/core $(filter-out $(SECOND) $(THIRD) $(FOURTH),$(wildcard tests/contract/test_*.py))
 
 test: setup ## run the tests (with a real FreeSWITCH too if CALLREC_TEST_FREESWITCH names its directory)
 	@echo "Four runs at once, shown in turn as they end; some minutes"

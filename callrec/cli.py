@@ -10,19 +10,17 @@ from pathlib import Path
 from typing import BinaryIO, TypeAlias
 from uuid import UUID
 
-from callrec import __version__, evidence_cli, ledger_cli, log, rights_cli, service, storage_cli, tables
+from callrec import __version__, adapters, evidence_cli, ledger_cli, log, rights_cli, storage_cli, tables
 from callrec.check import as_json, check, failed, render
 from callrec.config import Config, load, parse
 from callrec.credentials import generate, generate_ledger_key
-from callrec.demo import command as demo_command
+from callrec.demo import arguments as demo_arguments
 from callrec.errors import CallrecError, WavError
 from callrec.output import whole_file
+from callrec.process import ROLES
 from callrec.prompts import synthesise
 from callrec.recording import wav
 from callrec.recording.playback import Listening
-from callrec.store.db import migrate
-from callrec.store.orders import carry_out
-from callrec.supervisor import Supervisor
 
 _CONFIG = "/etc/callrec/callrec.toml"
 _LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
@@ -170,8 +168,8 @@ def _calls(commands: Commands) -> None:
         parser.set_defaults(order=order)
         parser.add_argument("call", help="the call's id, its recording's, or FreeSWITCH's of its channel")
     demo = commands.add_parser("demo", help="see it work, on a private stack of its own")
-    demo_command.add_arguments(demo)
-    demo.set_defaults(run=demo_command.run)
+    demo_arguments.add_to(demo)
+    demo.set_defaults(run=_demo)
 
 
 def _load(args: argparse.Namespace, role: str | None = None) -> Config:
@@ -190,32 +188,42 @@ def _http(args: argparse.Namespace, config: Config) -> tuple[str, int] | None:
 
 
 def _run(args: argparse.Namespace) -> None:
+    from callrec.supervisor import Supervisor
+
     log.setup("supervisor", args.log_level)
     config = _load(args)
-    for role in service.ROLES:
+    for role in ROLES:
         load(args.config, role=role)  # say now, and all at once, what a role would miss
     Supervisor(config, _http(args, config) or config.http).run()
 
 
 def _listen(args: argparse.Namespace) -> None:
+    from callrec import service
+
     log.setup("listen", args.log_level)
     config = _load(args, "listen")
     service.listen(config, _http(args, config))
 
 
 def _ship(args: argparse.Namespace) -> None:
+    from callrec import service
+
     log.setup("ship", args.log_level)
     config = _load(args, "ship")
     service.ship(config, _http(args, config))
 
 
 def _sweep(args: argparse.Namespace) -> None:
+    from callrec import service
+
     log.setup("sweep", args.log_level)
     config = _load(args, "sweep")
     service.sweep(config, _http(args, config))
 
 
 def _api(args: argparse.Namespace) -> None:
+    from callrec import service
+
     log.setup("api", args.log_level)
     config = _load(args, "api")
     service.api(config, _http(args, config))
@@ -228,6 +236,8 @@ def _check(args: argparse.Namespace) -> int:
 
 
 def _migrate(args: argparse.Namespace) -> None:
+    from callrec.store.db import migrate
+
     config = _load(args, "owner")
     applied = migrate(config.postgres.url, config.postgres.users["owner"], config.secrets.postgres_password("owner"))
     print("\n".join(f"applied {name}" for name in applied) or "up to date")
@@ -245,17 +255,17 @@ def _keys(args: argparse.Namespace) -> None:
 
 
 def _list_calls(args: argparse.Namespace) -> None:
-    with service.database(_load(args), "api") as store:
+    with adapters.database(_load(args), "api") as store:
         tables.show(store.run("calls", {"limit": args.limit}), tables.CALLS, as_json=args.json)
 
 
 def _list_recordings(args: argparse.Namespace) -> None:
-    with service.database(_load(args), "api") as store:
+    with adapters.database(_load(args), "api") as store:
         tables.show(store.run("recordings", {"limit": args.limit}), tables.RECORDINGS, as_json=args.json)
 
 
 def _ledger(args: argparse.Namespace) -> None:
-    with service.database(_load(args), "api") as store:
+    with adapters.database(_load(args), "api") as store:
         call = store.one("call_of", {"id": args.call})
         if call is None:
             raise CallrecError("There is no such call", hint="`callrec calls` lists them")
@@ -270,7 +280,7 @@ def _play(args: argparse.Namespace) -> None:
     listening = Listening(args.recording, args.purpose, args.account or rights_cli.own_account())
     # The place is tried first: a listening that is in the ledger should be one that took place.
     with whole_file(args.output) as out:
-        with service.player(config) as player:
+        with adapters.player(config) as player:
             for piece in player.open(listening):
                 out.write(piece)
         _repair_header(out)
@@ -289,5 +299,13 @@ def _repair_header(out: BinaryIO) -> None:
 
 
 def _order(args: argparse.Namespace) -> None:
-    with service.database(_load(args), "api") as store:
+    from callrec.store.orders import carry_out
+
+    with adapters.database(_load(args), "api") as store:
         print(carry_out(store, args.call, args.order))
+
+
+def _demo(args: argparse.Namespace) -> int:
+    from callrec.demo import command
+
+    return command.run(args)

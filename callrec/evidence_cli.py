@@ -3,18 +3,19 @@
 import argparse
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
-from callrec import service
+from callrec import adapters
 from callrec.config import Config, load
 from callrec.errors import CallrecError
-from callrec.ledger.bundle import Request
 from callrec.ledger.caller import commitment
 from callrec.ledger_cli import verifier
 from callrec.output import whole_file
 from callrec.recording import envelope
 from callrec.rights_cli import account, own_account
-from callrec.store.evidence import Case, caller_of
+
+if TYPE_CHECKING:
+    from callrec.store.evidence import Case
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 Command: TypeAlias = Callable[..., argparse.ArgumentParser]
@@ -38,18 +39,22 @@ def add_commands(commands: Commands, command: Command) -> None:
 
 
 def _evidence(args: argparse.Namespace) -> None:
+    from callrec.ledger.bundle import Request
+
     config = load(args.config)
     request = Request(args.call, args.purpose, args.account or own_account())
     opening = (lambda case: _opening(config, case)) if args.with_number else None
     trusted = args.key or config.ledger.verifiers
-    with whole_file(args.output) as out, service.exporter(config, trusted) as exporter:
+    with whole_file(args.output) as out, adapters.exporter(config, trusted) as exporter:
         exporter.export(request, out, opening)
     print(f"wrote {args.output}, and verified it")
 
 
-def _opening(config: Config, case: Case) -> Mapping[str, str]:
+def _opening(config: Config, case: "Case") -> Mapping[str, str]:
     """What shows whose call it was. `sweep` may read the caller's row, and `api` opens it: neither can do both."""
-    with service.database(config, "sweep") as store:
+    from callrec.store.evidence import caller_of
+
+    with adapters.database(config, "sweep") as store:
         found = caller_of(store, case.call_id)
     if found is None:
         raise CallrecError(

@@ -7,18 +7,18 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
-from callrec import service, tables
+from callrec import adapters, tables
 from callrec.config import load
 from callrec.errors import CallrecError, LedgerError
 from callrec.ledger import verify as bundles
-from callrec.ledger.archive import Archive, BucketArchive, DirectoryArchive
 from callrec.ledger.checkpoint import Lineage
-from callrec.ledger.examination import Examination
 from callrec.ledger.note import Verifier
 from callrec.ledger.verdict import Report
-from callrec.store.reading import LedgerReading
+
+if TYPE_CHECKING:
+    from callrec.ledger.archive import Archive
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 Command: TypeAlias = Callable[..., argparse.ArgumentParser]
@@ -96,6 +96,14 @@ def _verify(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
     if args.bundle:
         keys = args.key or load(args.config).ledger.verifiers
         return bundles.main([str(args.bundle), *(f"--key={key}" for key in keys)])
+    return _verify_ledger(args)
+
+
+def _verify_ledger(args: argparse.Namespace) -> int:
+    from callrec.ledger.archive import BucketArchive, DirectoryArchive
+    from callrec.ledger.examination import Examination
+    from callrec.store.reading import LedgerReading
+
     config = load(args.config)
     lineage = _lineage(args.key) if args.key else config.ledger.lineage
     show = _progress if sys.stderr.isatty() else None
@@ -105,10 +113,10 @@ def _verify(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
         if args.anchors:
             archive = DirectoryArchive(args.anchors)
         elif config.storage.checkpoints:
-            archive = BucketArchive(bucket := service.objects(config, "api", config.storage.checkpoints.bucket))
+            archive = BucketArchive(bucket := adapters.objects(config, "api", config.storage.checkpoints.bucket))
             ends.callback(bucket.close)
             tardy = tardy or max(_TARDY, 2 * config.ledger.anchor_seconds)
-        store = ends.enter_context(service.database(config, "api"))
+        store = ends.enter_context(adapters.database(config, "api"))
         report = Examination(LedgerReading(store), archive, lineage, tardy=tardy, progress=show).run()
     if show:
         sys.stderr.write("\r\033[K")
@@ -144,7 +152,7 @@ def _lines(report: Report, origin: str) -> Iterator[str]:
 
 
 def _audit(args: argparse.Namespace) -> int:
-    with service.audit(load(args.config, role="sweep")) as (audit, records):
+    with adapters.audit(load(args.config, role="sweep")) as (audit, records):
         audit.now(full=args.full, say=_say)
         found, many = records.open_findings(_MOST_SHOWN), sum(records.open_kinds().values())
     if sys.stderr.isatty():

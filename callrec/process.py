@@ -16,9 +16,10 @@ from prometheus_client import REGISTRY
 from callrec import metrics
 from callrec.errors import CallrecError
 from callrec.log import Log
-from callrec.web import health
 
 log = Log(__name__)
+
+ROLES = ("listen", "ship", "sweep", "api")
 
 _TICK = 0.1  # seconds
 _CHECK = 2.0  # seconds between looks at what a role needs
@@ -52,7 +53,7 @@ class Role:
         self.name = name
         self.stopping = Event()
         self._needs = needs
-        self._found: health.Readiness = dict.fromkeys(needs, False)
+        self._found: dict[str, bool] = dict.fromkeys(needs, False)
         self._server: object = None
         for sig in (signal.SIGTERM, signal.SIGINT):
             gevent.signal_handler(sig, self.stopping.set)
@@ -70,6 +71,8 @@ class Role:
         for need, there in self._needs.items():
             gevent.spawn(self._watch, need, there)
         if http is not None:
+            from callrec.web import health  # noqa: PLC0415 # a role under a supervisor does without its libraries
+
             self._server = health.serve(http, health.app(lambda: REGISTRY, lambda: self._found))
         log.info("role_started", http=f"{http[0]}:{http[1]}" if http else None)
 

@@ -9,22 +9,20 @@ import sys
 from collections.abc import Callable, Collection, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 from uuid import UUID
 
-from callrec import service, tables
+from callrec import adapters, tables
 from callrec.call.policy import e164
 from callrec.config import Config, load
 from callrec.errors import CallrecError
-from callrec.ledger.restore import Restore
-from callrec.rights.desk import Desk, Intake
 from callrec.rights.disposition import Disposition, Said
-from callrec.rights.erasure import erased_before
 from callrec.rights.holds import Cause, HoldReason
 from callrec.rights.revocation import Channel, GivenBy, Identification, Person, Proof
-from callrec.store.db import Database
-from callrec.store.reading import LedgerReading
-from callrec.store.rights import RightsRecords
+
+if TYPE_CHECKING:
+    from callrec.rights.desk import Desk
+    from callrec.store.db import Database
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 Command: TypeAlias = Callable[..., argparse.ArgumentParser]
@@ -156,13 +154,15 @@ def _time(text: str) -> datetime:
     return found if found.tzinfo else found.astimezone()
 
 
-def _desk(args: argparse.Namespace) -> tuple[Config, Database, Desk]:
+def _desk(args: argparse.Namespace) -> tuple[Config, "Database", "Desk"]:
     config = load(args.config)
-    store = service.database(config, "api")
-    return config, store, service.desk(config, store)
+    store = adapters.database(config, "api")
+    return config, store, adapters.desk(config, store)
 
 
 def _revoke(args: argparse.Namespace) -> None:
+    from callrec.rights.desk import Intake
+
     config, store, desk = _desk(args)
     number = e164(args.number, config.operator.country) if args.number else ""
     if args.number and not number:
@@ -219,7 +219,7 @@ def _release(args: argparse.Namespace) -> None:
 
 
 def _list_holds(args: argparse.Namespace) -> None:
-    with service.database(load(args.config), "api") as store:
+    with adapters.database(load(args.config), "api") as store:
         tables.show(store.run("standing_holds", {"limit": 10_000}), tables.HOLDS, as_json=args.json)
 
 
@@ -230,7 +230,7 @@ def _erase(args: argparse.Namespace) -> int:
         raise CallrecError("It is not clear what to erase", hint="Give one recording, or conditions")
     cause, account = Cause(args.cause), own_account()
     with store:
-        records = RightsRecords(store, node=config.node)
+        records = adapters.rights(config, store)
         found = [args.recording] if args.recording else records.bulk(
             line=args.line, basis=args.basis, disposition=args.disposition, since=args.since, until=args.until
         )  # fmt: skip
@@ -251,7 +251,7 @@ def _erase(args: argparse.Namespace) -> int:
 
 
 def _list_erasures(args: argparse.Namespace) -> None:
-    with service.database(load(args.config), "sweep") as store:
+    with adapters.database(load(args.config), "sweep") as store:
         tables.show(store.run("erasures", {"limit": args.limit}), tables.ERASURES, as_json=args.json)
 
 
@@ -259,8 +259,8 @@ def _adopt(args: argparse.Namespace) -> int:
     config = load(args.config)
     if args.node == config.node:
         raise CallrecError("That is this node", hint="Run it on the node that takes over")
-    with service.database(config, "sweep") as store:
-        records = RightsRecords(store, node=config.node)
+    with adapters.database(config, "sweep") as store:
+        records = adapters.rights(config, store)
         stored, unstored = records.leaves(args.node)
         print(f"{args.node} leaves {stored} stored recordings, and {unstored} that only its disk had")
         if args.confirm != stored + unstored:
@@ -276,29 +276,34 @@ def _adopt(args: argparse.Namespace) -> int:
 
 
 def _replay(args: argparse.Namespace) -> None:
+    from callrec.rights.erasure import erased_before
+
     config = load(args.config)
-    bucket = service.objects(config, "sweep")
+    bucket = adapters.objects(config, "sweep")
     try:
         erased = erased_before(bucket)
     finally:
         bucket.close()
-    with service.database(config, "sweep") as store:
-        again = RightsRecords(store, node=config.node).replay_erasures(erased)
+    with adapters.database(config, "sweep") as store:
+        again = adapters.rights(config, store).replay_erasures(erased)
     print(f"{len(again)} recordings had come back; their keys are gone again, and the sweeper looks for the rest")
 
 
 def _accept_restore(args: argparse.Namespace) -> int:
+    from callrec.ledger.restore import Restore
+    from callrec.store.reading import LedgerReading
+
     config = load(args.config, role="sweep")
-    with service.database(config, "sweep") as store:
+    with adapters.database(config, "sweep") as store:
         records = LedgerReading(store)
-        anchored = service.anchors(config, records)
+        anchored = adapters.anchors(config, records)
         if anchored is None:
             raise CallrecError(
                 "No checkpoints are kept in S3", hint="Without [storage.checkpoints] nothing was refused"
             )
         signing = config.ledger
         restore = Restore(
-            records, RightsRecords(store, node=config.node), anchored, signing.lineage, signing.signers(config.secrets)
+            records, adapters.rights(config, store), anchored, signing.lineage, signing.signers(config.secrets)
         )
         loss = restore.loss()
         kept = f"its last checkpoint has {loss.kept.size}" if loss.kept else "it has no checkpoint"
@@ -315,8 +320,8 @@ def _accept_restore(args: argparse.Namespace) -> int:
 def _list_lookup_keys(args: argparse.Namespace) -> int:
     config = load(args.config)
     given = config.secrets.lookup_keys("api").epochs
-    with service.database(config, "api") as store:
-        found = {row["epoch"]: row for row in RightsRecords(store, node=config.node).lookup_epochs()}
+    with adapters.database(config, "api") as store:
+        found = {row["epoch"]: row for row in adapters.rights(config, store).lookup_epochs()}
     rows = [
         {"epoch": epoch, "callers": 0, "codes": 0} | found.get(epoch, {}) | {"state": _key_state(epoch, given, found)}
         for epoch in sorted({*given, *found})

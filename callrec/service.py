@@ -1,65 +1,39 @@
-"""Builds the adapters and starts the roles; the one place that knows which part goes with which.
+"""Starts the roles; the one place that knows which part goes with which (callrec/adapters.py builds the adapters).
 
-`listen` has no S3 credentials, `ship` no event socket: each is a process that is given what its work needs.
+`listen` has no S3 credentials, `ship` no event socket: each is a process that is given what its work needs, and a
+role imports what that is.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
+from typing import TYPE_CHECKING
 
-import falcon
 import gevent
 
 from callrec import metrics
+from callrec.adapters import anchors, database, desk, objects, sequencer, spool
 from callrec.call import events as on
 from callrec.call.policy import Line, Prompt
 from callrec.config import Config
 from callrec.errors import SpoolError, StoreError
-from callrec.esl.conduct import Node
-from callrec.esl.link import OutboundServer
-from callrec.esl.listener import Listener
-from callrec.esl.registry import Registry
-from callrec.esl.watcher import Watcher
-from callrec.ledger.anchors import Anchors
-from callrec.ledger.audit import Audit
-from callrec.ledger.bundle import Exporter
 from callrec.ledger.caller import Lookup, LookupKeys, conceal
-from callrec.ledger.receipt import Controller
-from callrec.ledger.sequencer import Sequencer
-from callrec.ledger.verify import Verifier
 from callrec.log import Log
 from callrec.process import Role
-from callrec.recording import lifecycle
-from callrec.recording.objects import S3Objects
-from callrec.recording.playback import Player
 from callrec.recording.recovery import Assembler, Neighbours
-from callrec.recording.spool import Spool
-from callrec.recording.stream import Streamer
-from callrec.recording.upload import Shipper
-from callrec.rights.desk import Desk
-from callrec.rights.erasure import Eraser
-from callrec.rights.pruning import Pruner
 from callrec.rights.reference_code import new_code, show_code
-from callrec.rights.remnants import Remover
-from callrec.rights.sweeper import Chore, Sweeper
-from callrec.rights.vigil import Vigil
 from callrec.sound import Sounds
-from callrec.store import live
-from callrec.store.audit import AuditRecords
-from callrec.store.db import Database
-from callrec.store.evidence import EvidenceRecords
 from callrec.store.orders import OrderDesk, send
-from callrec.store.reading import LedgerReading
 from callrec.store.records import CallRecords
 from callrec.store.rights import RightsRecords
-from callrec.store.scribe import Scribe
 from callrec.store.segments import RemnantRecords, SegmentRecords
-from callrec.store.shipping import ShipRecords
-from callrec.store.tree import TreeRecords
-from callrec.web import health
-from callrec.web.api import Callbacks
-from callrec.web.auth import Accounts
+
+if TYPE_CHECKING:
+    from callrec.esl.conduct import Node
+    from callrec.recording.spool import Spool
+    from callrec.store.db import Database
+    from callrec.store.shipping import ShipRecords
 
 log = Log(__name__)
 
@@ -71,126 +45,17 @@ _PROOF = 2.0  # seconds between looks at what the last probe found
 _SIGN = 0.15  # seconds between signatures of the ledger, half as much again at most
 _MEASURE = 5.0  # seconds between looks at what waits for a signature
 
-ROLES = ("listen", "ship", "sweep", "api")
-
-
-def database(config: Config, role: str, *, size: int = 4) -> Database:
-    """The connections of one role."""
-    user, password = config.postgres.users[role], config.secrets.postgres_password(role)
-    return Database(config.postgres.url, user, password, size=size)
-
-
-def spool(config: Config) -> Spool:
-    return Spool(config.spool.path, config.spool.min_free, config.spool.max_size)
-
-
-def objects(config: Config, role: str, bucket: str = "") -> S3Objects:
-    """The recordings' bucket, or the one of this name, by the credential of a role."""
-    access_key, secret_key = config.secrets.s3_keys(role)
-    return S3Objects(
-        endpoint=config.storage.endpoint,
-        region=config.storage.region,
-        bucket=bucket or config.storage.bucket,
-        access_key=access_key,
-        secret_key=secret_key,
-        single_put_limit=config.storage.single_put_limit,
-    )
-
-
-def anchors(config: Config, records: LedgerReading) -> Anchors | None:
-    """The ledger's anchors, by the credential that writes them; None where none are kept in S3."""
-    kept, signing = config.storage.checkpoints, config.ledger
-    if kept is None:
-        return None
-    access_key, secret_key = config.secrets.checkpoint_keys()
-    bucket = S3Objects(
-        endpoint=config.storage.endpoint,
-        region=config.storage.region,
-        bucket=kept.bucket,
-        access_key=access_key,
-        secret_key=secret_key,
-        connect_seconds=2.0,  # `sweep` signs nothing before its first look there
-        read_seconds=10.0,
-    )
-    stamp = None
-    if signing.tsa_roots:
-        from callrec.ledger.timestamp import Authority  # noqa: PLC0415 # its libraries are large, and few need them
-
-        stamp = Authority(signing.tsa_url, signing.tsa_roots).stamp
-    return Anchors(records, bucket, signing.lineage, kept.years, stamp=stamp)
-
-
-def sequencer(config: Config, records: TreeRecords, anchored: Anchors | None) -> Sequencer:
-    """What signs the ledger; ConfigError without its key."""
-    signing = config.ledger
-    signers = signing.signers(config.secrets)
-    return Sequencer(records, signers, signing.origin, retired=signing.verifiers, anchors=anchored)
-
-
-@contextmanager
-def player(config: Config) -> Iterator[Player]:
-    """What opens recordings, with the credentials of `api`."""
-    with database(config, "api") as store:
-        bucket = objects(config, "api")
-        try:
-            yield Player(
-                store.run,
-                bucket,
-                config.secrets.private_key(),
-                node=config.node,
-                denied=config.purposes.denied,
-                rights=config.purposes.rights,
-            )
-        finally:
-            bucket.close()
-
-
-@contextmanager
-def audit(config: Config) -> Iterator[tuple[Audit, AuditRecords]]:
-    """What audits everything that this node can see, with the credentials of `sweep`."""
-    with database(config, "sweep") as store:
-        bucket, directory = objects(config, "sweep"), spool(config)
-        directory.prepare()
-        records = AuditRecords(store, node=config.node)
-        try:
-            yield Audit(records, bucket, directory), records
-        finally:
-            bucket.close()
-
-
-@contextmanager
-def exporter(config: Config, verifiers: Sequence[Verifier]) -> Iterator[Exporter]:
-    """What makes evidence bundles, with the credentials of `api`. `verifiers`: the ledger's public keys."""
-    with database(config, "api") as store, player(config) as opens:
-        operator = config.operator
-        yield Exporter(
-            EvidenceRecords(store, node=config.node),
-            TreeRecords(store),
-            opens,
-            Controller(
-                operator.name, operator.address, operator.contact, operator.country, operator.language,
-                config.storage.region,
-            ),
-            notices=config.notices,
-            lines={line.id: line.number for line in config.policy.lines.values()},
-            verifiers=verifiers,
-        )  # fmt: skip
-
-
-def desk(config: Config, store: Database) -> Desk:
-    """Where withdrawals, kinds of call and holds arrive; `store` is logged in as `api`."""
-    return Desk(
-        RightsRecords(store, node=config.node),
-        config.calendar,
-        config.bases,
-        config.secrets.lookup_keys(),
-        partial(send, store),
-        longest_hold=config.terms.longest_hold,
-    )
-
 
 def listen(config: Config, http: tuple[str, int] | None) -> None:
     """Conduct calls until asked to end; then let interviews finish. Recordings that run go on without us."""
+    from callrec.esl.conduct import Node
+    from callrec.esl.link import OutboundServer
+    from callrec.esl.listener import Listener
+    from callrec.esl.registry import Registry
+    from callrec.esl.watcher import Watcher
+    from callrec.store import live
+    from callrec.store.scribe import Scribe
+
     store = database(config, "listen", size=8)
     scribe = Scribe(store)
     directory = spool(config)
@@ -252,7 +117,7 @@ def listen(config: Config, http: tuple[str, int] | None) -> None:
     store.close()
 
 
-def _database(store: Database) -> dict[str, Callable[[], bool]]:
+def _database(store: "Database") -> dict[str, Callable[[], bool]]:
     """What every role needs of Postgres: that it answers, and that `callrec migrate` has been run."""
     return {"postgres": store.alive, "schema": store.current}
 
@@ -269,7 +134,7 @@ def with_sounds(sounds: Sounds, line: Line) -> Line:
     return replace(line, notice=replace(notice, prompt=read(notice.prompt), ask=ask))
 
 
-def _keep_room_current(node: Node, consent_reserve: int) -> None:
+def _keep_room_current(node: "Node", consent_reserve: int) -> None:
     threads = gevent.get_hub().threadpool
     while True:
         try:
@@ -291,7 +156,7 @@ def refer(lookup_keys: LookupKeys) -> tuple[str, Lookup]:
     return show_code(code), lookup_keys.newest(code)
 
 
-def _keep_storage_current(node: Node, records: RightsRecords, bucket: str) -> None:
+def _keep_storage_current(node: "Node", records: RightsRecords, bucket: str) -> None:
     """Record nothing on storage that failed its latest probe. Before the first probe of all, nothing is known."""
     while True:
         with suppress(StoreError):  # without Postgres nothing is recorded anyway
@@ -306,6 +171,10 @@ def _keep_storage_current(node: Node, records: RightsRecords, bucket: str) -> No
 
 def ship(config: Config, http: tuple[str, int] | None) -> None:
     """Store finished recordings until asked to end. What is under way is finished, or begun again next time."""
+    from callrec.recording.stream import Streamer
+    from callrec.recording.upload import Shipper
+    from callrec.store.shipping import ShipRecords
+
     store = database(config, "ship", size=8)
     directory = spool(config)
     directory.prepare()
@@ -331,7 +200,7 @@ def ship(config: Config, http: tuple[str, int] | None) -> None:
     store.close()
 
 
-def _measure_spool(directory: Spool, records: ShipRecords) -> None:
+def _measure_spool(directory: "Spool", records: "ShipRecords") -> None:
     while True:
         with suppress(SpoolError, StoreError):  # counted, or shown by /readyz, where it arose; the next look is soon
             room = directory.room()
@@ -345,6 +214,17 @@ def _measure_spool(directory: Spool, records: ShipRecords) -> None:
 
 def sweep(config: Config, http: tuple[str, int] | None) -> None:
     """Erase, expire, seal, escalate, mind deadlines and sign the ledger until asked to end."""
+    from callrec.ledger.audit import Audit
+    from callrec.recording import lifecycle
+    from callrec.rights.erasure import Eraser
+    from callrec.rights.pruning import Pruner
+    from callrec.rights.remnants import Remover
+    from callrec.rights.sweeper import Chore, Sweeper
+    from callrec.rights.vigil import Vigil
+    from callrec.store import live
+    from callrec.store.audit import AuditRecords
+    from callrec.store.reading import LedgerReading
+
     store = database(config, "sweep", size=6)
     directory = spool(config)
     directory.prepare()
@@ -387,6 +267,12 @@ def sweep(config: Config, http: tuple[str, int] | None) -> None:
 
 def api(config: Config, http: tuple[str, int] | None) -> None:
     """Take callbacks until asked to end."""
+    import falcon
+
+    from callrec.web import health
+    from callrec.web.api import Callbacks
+    from callrec.web.auth import Accounts
+
     store = database(config, "api", size=8)
     role = Role("api", _database(store))
     store.open()

@@ -6,20 +6,17 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 from urllib.parse import urlsplit
 
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
-
-from callrec import service
+from callrec import adapters
 from callrec.config import Config, load
-from callrec.recording import bucket, lifecycle
-from callrec.recording.bucket import Difference, Plan
-from callrec.recording.lifecycle import Drift
-from callrec.recording.objects import S3Objects
-from callrec.recording.probe import Finding, Note, probe
+
+if TYPE_CHECKING:
+    from callrec.recording.bucket import Difference, Plan
+    from callrec.recording.lifecycle import Drift
+    from callrec.recording.objects import S3Objects
+    from callrec.recording.probe import Finding, Note
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 Command: TypeAlias = Callable[..., argparse.ArgumentParser]
@@ -60,7 +57,9 @@ def _group(commands: Commands, name: str, text: str) -> Commands:
 # What each works on
 
 
-def _plans(config: Config) -> list[Plan]:
+def _plans(config: Config) -> list["Plan"]:
+    from callrec.recording import bucket
+
     storage = config.storage
     https = urlsplit(storage.endpoint).scheme == "https"
     plans = [bucket.recordings(storage.bucket, config.bases.values(), storage.principals, https=https)]
@@ -71,7 +70,9 @@ def _plans(config: Config) -> list[Plan]:
 
 
 @contextmanager
-def _objects(config: Config, role: str, name: str | None = None) -> Iterator[S3Objects]:
+def _objects(config: Config, role: str, name: str | None = None) -> Iterator["S3Objects"]:
+    from callrec.recording.objects import S3Objects
+
     access_key, secret_key = config.secrets.s3_keys(role)
     storage = config.storage
     objects = S3Objects(
@@ -96,6 +97,8 @@ def _reader(config: Config) -> str:
 
 
 def _init(args: argparse.Namespace) -> int:
+    from callrec.recording import bucket
+
     config = load(args.config, role="admin")
     differing: list[Difference] = []
     for plan in _plans(config):
@@ -110,6 +113,8 @@ def _init(args: argparse.Namespace) -> int:
 
 
 def _check(args: argparse.Namespace) -> int:
+    from callrec.recording import bucket
+
     config = load(args.config, role="admin")
     found: dict[str, list[Difference]] = {}
     for plan in _plans(config):
@@ -125,6 +130,8 @@ def _check(args: argparse.Namespace) -> int:
 
 
 def _show(args: argparse.Namespace) -> None:
+    from callrec.recording import lifecycle
+
     config = load(args.config)
     with _objects(config, _reader(config)) as objects:
         rules = lifecycle.read(objects)
@@ -135,6 +142,8 @@ def _show(args: argparse.Namespace) -> None:
 
 
 def _apply(args: argparse.Namespace) -> int:
+    from callrec.recording import lifecycle
+
     config = load(args.config, role="admin")
     with _objects(config, "admin") as objects:
         left = lifecycle.apply(objects, lifecycle.rules(config.bases.values()), shorten=args.shorten)
@@ -142,6 +151,8 @@ def _apply(args: argparse.Namespace) -> int:
 
 
 def _drift(args: argparse.Namespace) -> int:
+    from callrec.recording import lifecycle
+
     config = load(args.config)
     with _objects(config, _reader(config)) as objects:
         found = lifecycle.check(objects, lifecycle.rules(config.bases.values()))
@@ -151,7 +162,7 @@ def _drift(args: argparse.Namespace) -> int:
     return _drifted(found)
 
 
-def _drifted(found: list[Drift]) -> int:
+def _drifted(found: list["Drift"]) -> int:
     if not found:
         _say(["the rules are as they should be"])
         return 0
@@ -161,6 +172,8 @@ def _drifted(found: list[Drift]) -> int:
 
 
 def _probe(args: argparse.Namespace) -> int:
+    from callrec.recording.probe import probe
+
     config = load(args.config)
     with _objects(config, "sweep") as objects, _ledger(config) as note:
         report = probe(objects, note=note, wait=args.wait)
@@ -175,12 +188,12 @@ def _probe(args: argparse.Namespace) -> int:
 
 
 @contextmanager
-def _ledger(config: Config) -> Iterator[Note | None]:
+def _ledger(config: Config) -> Iterator["Note | None"]:
     """What notes in the ledger; nothing where sweep's database password is not given here."""
     if not config.secrets.given("CALLREC_POSTGRES_PASSWORD_SWEEP"):
         yield None
         return
-    with service.database(config, "sweep", size=1) as store:
+    with adapters.database(config, "sweep", size=1) as store:
 
         def note(kind: str, body: Mapping[str, Any]) -> None:
             about = {"call_id": None, "recording_id": None, "node": config.node}
@@ -192,13 +205,13 @@ def _ledger(config: Config) -> Iterator[Note | None]:
 # What people and scripts see
 
 
-def _verdict(finding: Finding) -> str:
+def _verdict(finding: "Finding") -> str:
     if not finding.judged:
         return "for information"
     return "passed" if finding.passed else "FAILED"
 
 
-def _differences(differing: Iterable[Difference]) -> None:
+def _differences(differing: Iterable["Difference"]) -> None:
     rows = [
         (each.what, each.wanted, each.found, "storage init" if each.mendable else "decide yourself")
         for each in differing
@@ -208,6 +221,10 @@ def _differences(differing: Iterable[Difference]) -> None:
 
 
 def _table(columns: Iterable[str], rows: Iterable[tuple[str, ...]]) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
     table = Table(*columns, box=None, pad_edge=False)
     for row in rows:
         table.add_row(*map(escape, row))  # a rule's name or a server's word is no markup

@@ -24,8 +24,7 @@ from prometheus_client.multiprocess import MultiProcessCollector, mark_process_d
 from callrec.config import Config
 from callrec.credentials import variables
 from callrec.log import Log
-from callrec.process import die_with_parent, pulse
-from callrec.service import ROLES
+from callrec.process import ROLES, die_with_parent, pulse
 from callrec.web import health
 
 log = Log(__name__)

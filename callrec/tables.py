@@ -7,9 +7,6 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from rich.console import Console
-from rich.table import Table
-
 CALLS = ("arrived_at", "call_id", "line", "decision", "state", "recording")
 RECORDINGS = (
     "started_at", "recording_id", "line", "basis", "state", "incomplete", "duration_seconds", "lock_mode",
@@ -28,6 +25,9 @@ def show(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], *, as_json: 
         for row in rows:
             sys.stdout.write(json.dumps(row, default=_plain, ensure_ascii=False) + "\n")
         return
+    from rich.console import Console  # noqa: PLC0415 # a large library, and scripts do without
+    from rich.table import Table  # noqa: PLC0415
+
     table = Table(*(name.removesuffix("_id").replace("_", " ") for name in columns), box=None, pad_edge=False)
     for row in rows:
         table.add_row(*(_text(row.get(name)) for name in columns))

@@ -81,12 +81,16 @@ class Server(ABC):
 
 
 class Postgres(Server):
-    """Postgres with superuser "postgres", SCRAM passwords and an empty database "callrec". fsync stays on."""
+    """Postgres with superuser "postgres", SCRAM passwords and an empty database "callrec".
+
+    `fsync` guards against a crash of the machine; that Postgres itself is killed costs nothing without it.
+    """
 
     needs = ("initdb", "postgres")
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, fsync: bool = True) -> None:
         super().__init__(folder)
+        self._fsync = fsync
         self._password = secrets.token_urlsafe(18)
         self._user: pwd.struct_passwd | None = None
         self._home = folder  # the data's place, and the Unix socket's
@@ -124,6 +128,7 @@ class Postgres(Server):
             "max_connections": 250,  # two hundred that append at once, and who looks on
             "shared_buffers": "64MB",
             "timezone": "UTC",
+            "fsync": "on" if self._fsync else "off",
         }
         arguments = [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
         # SIGQUIT is Postgres' own immediate shutdown: unlike SIGKILL it takes the backends along.

@@ -18,7 +18,7 @@ import gevent
 import psycopg
 from psycopg.rows import dict_row
 
-from callrec import service
+from callrec import adapters
 from callrec.config import Config
 from callrec.demo.installation import Installation
 from callrec.demo.scenarios import Demand, Scenario
@@ -58,10 +58,10 @@ class Inspector:
         self._installation = installation
         self._config: Config = installation.config
         self._postgres = psycopg.connect(installation.stack.postgres_url, autocommit=True, row_factory=dict_row)
-        self._objects = service.objects(self._config, "api")  # the bucket's owner may not read what `ship` put
+        self._objects = adapters.objects(self._config, "api")  # the bucket's owner may not read what `ship` put
         self._redis = live.connect(self._config.redis.url)
         self._shown = live.LiveState(self._redis, live_ttl=0, ended_ttl=0)  # it only looks
-        self._store = service.database(self._config, "api", size=1)
+        self._store = adapters.database(self._config, "api", size=1)
         self._store.open()
         self._tree = TreeRecords(self._store)
 

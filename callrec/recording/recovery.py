@@ -19,7 +19,7 @@ for as long as that, says that another was not.
 import time
 from collections.abc import Callable
 from hashlib import sha256
-from typing import BinaryIO, Protocol
+from typing import TYPE_CHECKING, BinaryIO, Protocol
 from uuid import UUID
 
 from gevent.event import Event
@@ -30,8 +30,10 @@ from callrec.log import Log
 from callrec.recording import segments
 from callrec.recording.facts import Finished, Part, Streamed, segments_prefix
 from callrec.recording.note import Note
-from callrec.recording.objects import S3Objects
 from callrec.recording.spool import Spool
+
+if TYPE_CHECKING:  # `listen` has no use for S3's library
+    from callrec.recording.objects import S3Objects
 
 _BEAT = 2.0  # seconds
 _log = Log(__name__)
@@ -62,7 +64,7 @@ class _GapError(Exception):
 class Assembler:
     """Makes the sealed form of a recording from its segments."""
 
-    def __init__(self, records: Parts, spool: Spool, objects: S3Objects) -> None:
+    def __init__(self, records: Parts, spool: Spool, objects: "S3Objects") -> None:
         self._records = records
         self._spool = spool
         self._objects = objects

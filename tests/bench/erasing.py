@@ -18,7 +18,7 @@ import gevent  # noqa: E402
 from gevent.event import Event  # noqa: E402
 from prometheus_client import REGISTRY  # noqa: E402
 
-from callrec import config, log, service  # noqa: E402
+from callrec import adapters, config, log  # noqa: E402
 from callrec.recording.exchange import Answer  # noqa: E402
 from callrec.recording.objects import S3Objects, Version  # noqa: E402
 from callrec.rights.erasure import Eraser  # noqa: E402
@@ -53,10 +53,10 @@ class Shelf:
 def sweep(settings, count):
     """Erase `count`, all that have expired. Times in seconds, memory in bytes."""
     objects = S3Objects(**json.loads(os.environ["BENCH_S3"])) if "BENCH_S3" in os.environ else Shelf()
-    spool = service.spool(settings)
+    spool = adapters.spool(settings)
     spool.prepare()
     view = live.LiveState(live.connect(settings.redis.url), live_ttl=600, ended_ttl=60)
-    with service.database(settings, "sweep") as database:
+    with adapters.database(settings, "sweep") as database:
         records = RightsRecords(database, node=settings.node)
         eraser = Eraser(records, objects, spool, view, lambda *_: None)
         sweeper = Sweeper(records, eraser, objects, settings.bases, settings.terms.patience)

@@ -80,7 +80,7 @@ def test_the_command_says_which_key_is_needed_missing_or_over(house, monkeypatch
     def listed(keys):
         config = SimpleNamespace(node="n", secrets=SimpleNamespace(lookup_keys=lambda _role: keys))
         monkeypatch.setattr(rights_cli, "load", lambda _path: config)
-        monkeypatch.setattr(rights_cli.service, "database", lambda *_: house.stores.database("api"))
+        monkeypatch.setattr(rights_cli.adapters, "database", lambda *_: house.stores.database("api"))
         status = cli.main(["lookup-keys", "--json"])
         rows = map(json.loads, capsys.readouterr().out.splitlines())
         return status, {row["epoch"]: row["state"].partition(":")[0] for row in rows}

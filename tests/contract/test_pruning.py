@@ -275,7 +275,7 @@ def test_the_ledger_of_a_pruned_call_can_be_looked_at(archive, monkeypatch, caps
     archive.sequence()
     archive.prune()
     monkeypatch.setattr(cli, "_load", lambda _args: None)
-    monkeypatch.setattr(cli.service, "database", lambda *_: archive.stores.database("api"))
+    monkeypatch.setattr(cli.adapters, "database", lambda *_: archive.stores.database("api"))
     assert cli.main(["ledger", str(facts.call_id)]) == 0
     out = capsys.readouterr().out
     assert "basis_established" in out

@@ -15,7 +15,7 @@ from uuid import UUID, uuid4
 import pytest
 from nacl.public import PrivateKey
 
-from callrec import cli, rights_cli, service, tables
+from callrec import adapters, cli, rights_cli, tables
 from callrec.check import check
 from callrec.credentials import decode_key
 from callrec.demo.installation import example
@@ -159,7 +159,7 @@ def test_a_postgres_that_is_away_is_one_line_with_a_hint(call, monkeypatch):
     def unreachable(settings, role):
         return db.Database("postgresql://127.0.0.1:1/none", "u", "p", timeout=0.3)
 
-    monkeypatch.setattr(service, "database", unreachable)
+    monkeypatch.setattr(adapters, "database", unreachable)
     for command in (("calls",), ("recordings",), ("ledger", "x"), ("mask", "x")):
         status, out, err = call(*command)
         assert (status, out) == (1, "")
@@ -255,7 +255,7 @@ def play(call, monkeypatch):
         def player(_config):
             yield recording
 
-        monkeypatch.setattr(service, "player", player)
+        monkeypatch.setattr(adapters, "player", player)
         return call("play", str(UUID(int=1)), "-o", str(output), "-p", "dsar", *more)
 
     return run

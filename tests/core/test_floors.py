@@ -112,6 +112,7 @@ FLOORS = {
     "web.auth": 2,
     "web.webhooks": 2,
     "web.health": 2,
+    "adapters": 3,
     "service": 3,
     "supervisor": 3,
     "cli": 4,

@@ -11,7 +11,7 @@ from fix_callrec import Meddler
 from fix_stack import wait_until
 from psycopg.conninfo import conninfo_to_dict
 
-from callrec import service
+from callrec import adapters
 from callrec.demo.installation import Installation
 from callrec.demo.process import running
 from callrec.demo.scenarios import SCENARIOS
@@ -129,7 +129,7 @@ class House:
     def sound(self, call, number=0):
         """The bytes of the stored recording, opened as an operator opens it."""
         row = self.rows(call)[number]
-        with service.player(self.installation.config) as player:
+        with adapters.player(self.installation.config) as player:
             return b"".join(player.open(Listening(row["recording_id"], "dsar", "test")))
 
     def state(self, call):

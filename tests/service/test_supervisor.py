@@ -15,7 +15,7 @@ from fix_stack import wait_until
 from callrec import supervisor
 from callrec.credentials import variables
 from callrec.demo.caller import CallScript
-from callrec.service import ROLES
+from callrec.process import ROLES
 from callrec.supervisor import Supervisor, environment
 
 
