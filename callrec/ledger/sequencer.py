@@ -29,7 +29,7 @@ log = Log(__name__)
 BATCH = 4000  # entries: about 100 ms of hashing
 # Of so many at once the next are there already: to pause would only make the following step longer, and what is signed
 # later.
-_MANY = 250
+_MANY = 1000
 _SIGN_EVERY = 0.25  # seconds between signatures while there is more to do
 # A step looks behind the first entry that is missing, until that is older than so many seconds: a transaction may hold
 # one back as long, or have taken its number back. What was held back longer is found by looks that go further back, and

@@ -234,6 +234,8 @@ def _interruption(error: BaseException) -> BaseException | None:
 
 def _lies_in_the_statement(error: Exception) -> bool:
     """Whether its values are at fault. What is wrong with tables or rights (class 42), someone mends."""
+    if isinstance(error, psycopg.errors.InsufficientPrivilege):  # the same code for a right and for a row
+        return error.diag.source_function == "ExecWithCheckOptions"
     if isinstance(error, psycopg.ProgrammingError):
         return error.sqlstate is None  # a value that psycopg can't send
     return isinstance(error, psycopg.DataError | psycopg.IntegrityError | UnicodeError)

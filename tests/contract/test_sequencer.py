@@ -10,7 +10,7 @@ import pytest
 from fix_ledger import ORIGIN, TABLES, run_out
 from psycopg import errors
 
-from callrec.errors import LedgerError, StoreError
+from callrec.errors import LedgerError, StatementRefusedError, StoreError
 from callrec.ledger import note, tree
 from callrec.ledger.entry import Entry, Leaf
 from callrec.ledger.note import Signer
@@ -293,14 +293,18 @@ def test_a_checkpoint_that_somebody_else_signed_is_not_built_upon(ledger):
     ids=lambda body: body[:20],
 )  # fmt: skip
 def test_what_is_no_entry_is_not_taken(ledger, body):
-    with pytest.raises(StoreError):
+    with pytest.raises(StatementRefusedError):
         ledger.appender._database.run(
             "entry", {"call_id": None, "recording_id": None, "kind": "k", "body": body, "node": "n"}
         )
-    with pytest.raises(errors.CheckViolation):
-        ledger.stores.admin.execute(
-            "INSERT INTO ledger (kind, body, node, at) VALUES ('k', '{}', 'n', 'infinity')",
-        )
+
+
+@pytest.mark.parametrize("at", ["infinity", "-infinity", "9000-01-01", "1969-12-31"])
+def test_what_happened_at_no_time_is_not_taken(ledger, at):
+    database = ledger.appender._database
+    database.queries["entry"] = database.queries["entry"].replace("now()", f"'{at}'")
+    with pytest.raises(StatementRefusedError):
+        ledger.appender.entry("k", {})
 
 
 @pytest.mark.parametrize(

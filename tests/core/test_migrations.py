@@ -17,7 +17,8 @@ BREAKING = {
     "changes a type": r"ALTER COLUMN \w+ (SET DATA )?TYPE",
     "wants what the old version does not write": r"SET NOT NULL|ADD COLUMN (?!.* DEFAULT )[^,;]* NOT NULL",
     "takes a right away": r"REVOKE|ALTER \w+ \w+(\(\))? OWNER TO",
-    "may refuse what the old version writes": r"ADD (CONSTRAINT|CHECK|UNIQUE|FOREIGN|PRIMARY)|CREATE (UNIQUE|TRIGGER)",
+    "may refuse what the old version writes": r"ADD (CONSTRAINT|CHECK|UNIQUE|FOREIGN|PRIMARY)|CREATE (UNIQUE|TRIGGER)"
+    r"|ENABLE ROW",
     "empties a table": r"^(TRUNCATE|DELETE FROM)",
 }  # fmt: skip
 # What breaks nobody all the same, and why: file -> the statement's beginning -> reason.
@@ -44,6 +45,11 @@ HARMLESS = {
         "CREATE TRIGGER ledger_only_grows": "as above",
         "CREATE TRIGGER recording_forgets_its_code": "no version reads the code of what is gone",
         "REVOKE CREATE ON SCHEMA public FROM callrec_ledger": "as in 0003",
+        "REVOKE callrec_ledger FROM CURRENT_USER": "as in 0003",
+    },
+    "0008_policy.sql": {
+        "ALTER TABLE ledger ENABLE ROW LEVEL SECURITY": "lets through what the constraint did, and every reader",
+        "ALTER TABLE ledger DROP CONSTRAINT ledger_can_be_hashed": "the policy says the same",
         "REVOKE callrec_ledger FROM CURRENT_USER": "as in 0003",
     },
 }
