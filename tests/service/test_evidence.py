@@ -14,7 +14,7 @@ import nacl
 import pytest
 from fix_stack import stack_directory, wait_until
 
-from callrec import service
+from callrec import adapters
 from callrec.demo.scenarios import by_name
 from callrec.errors import LedgerError
 from callrec.ledger import verify
@@ -34,7 +34,7 @@ def key(callrec):
         yield str(ledger.lineage.verifiers[-1])
         return
     signer = Signer.generate("ledger.example.com/test")
-    store = service.database(callrec.installation.config, "sweep")
+    store = adapters.database(callrec.installation.config, "sweep")
     store.open()
     sequencer = Sequencer(TreeRecords(store), [signer], signer.verifier.name)
 

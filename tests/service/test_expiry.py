@@ -17,7 +17,7 @@ import pytest
 from fix_callrec import UNHURRIED, frozen, running_node
 from fix_stack import stack_directory, wait_until
 
-from callrec import service
+from callrec import adapters
 from callrec.call.policy import LockMode
 from callrec.demo.scenarios import by_name
 from callrec.demo.stack import Stack
@@ -71,7 +71,7 @@ def credentials(node):
     """The bucket as each who has anything to do with it: our four credentials, and the administrator who owns it."""
     config = node.installation.config
     with contextlib.ExitStack() as ends:
-        found = {role: service.objects(config, role) for role in ("ship", "sweep", "api", "checkpoint")}
+        found = {role: adapters.objects(config, role) for role in ("ship", "sweep", "api", "checkpoint")}
         found["owner"] = node.installation.objects()
         for objects in found.values():
             ends.callback(objects.close)

@@ -17,7 +17,7 @@ from fix_stack import wait_until
 
 from callrec.demo.call import SimCall
 from callrec.demo.caller import CallScript, after_prompt, during_prompt, press
-from callrec.service import ROLES
+from callrec.process import ROLES
 
 EVERY = 0.2  # seconds between calls
 KEY_WAIT = 1.0  # seconds that callrec waits for a key (fix_callrec.py)
