@@ -188,7 +188,8 @@ def ship(config: Config, http: tuple[str, int] | None) -> None:
     every = {basis.id: float(basis.segment_seconds) for basis in config.bases.values()}
     streamer = Streamer(pieces, directory, bucket, config.public_key, every)
     neighbours = Neighbours(pieces, config.lost_after_seconds)
-    role = Role("ship", _database(store) | {"storage": lambda: bucket.check().object_lock, "spool": directory.has_room})
+    ready = {"storage": lambda: bucket.check().object_lock, "spool": lambda: directory.left() > 0}
+    role = Role("ship", _database(store) | ready)
     store.open()
     with suppress(StoreError):  # Postgres is away: the leases end by themselves
         records.unclaim()

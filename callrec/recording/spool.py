@@ -34,7 +34,8 @@ _RATES = frozenset({"8000", "11025", "12000", "16000", "22050", "24000", "32000"
 _PLAIN = re.compile(r"/[A-Za-z0-9._/-]*")
 _BLOCK = 64 * 1024
 _RECORDING = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\.wav")
-_ROOM_SECONDS = 0.5  # how long left() believes its last count
+# How long left() believes its last count: so many times what it took, but within these bounds.
+_BELIEVED_FOR, _ROOM_SECONDS, _STALE_SECONDS = 50, 0.5, 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +87,7 @@ class Spool:
         self._sealed = root / "sealed"
         self._withdrawn = root / "withdrawn"
         self._quarantine = root / "quarantine"
-        self._left_known: tuple[float, int] | None = None
+        self._counted, self._count_at = 0, 0.0  # bytes, and when to count again
 
     def prepare(self) -> None:
         """Create what is missing; SpoolError unless this process may write in it."""
@@ -134,31 +135,34 @@ class Spool:
 
     # Room
 
-    def has_room(self) -> bool:
-        """Whether another recording may start."""
-        return self.left() > 0
-
     def left(self) -> int:
-        """Bytes that recordings may still take: down to `min_free_bytes`, up to `max_bytes`. At 0 none starts."""
-        now = time.monotonic()
-        if self._left_known is None or now - self._left_known[0] > _ROOM_SECONDS:
-            self._left_known = (now, self.room().left)
-        return self._left_known[1]
+        """Bytes that recordings may still take: down to `min_free_bytes`, up to `max_bytes`. At 0 none starts.
+
+        A count looks at each file, and calls notice that when many have piled up: the more it takes the longer it is
+        believed. What is free is asked each time.
+        """
+        if (now := time.monotonic()) >= self._count_at:
+            began = time.thread_time()
+            self._counted = self.room().bytes_used
+            believed = max(_ROOM_SECONDS, _BELIEVED_FOR * (time.thread_time() - began))
+            self._count_at = now + min(believed, _STALE_SECONDS)
+        return self._left(self._free(), self._counted)
+
+    def _left(self, free: int, used: int) -> int:
+        return min(free - self.min_free_bytes, self.max_bytes - used)
+
+    def _free(self) -> int:
+        with _spool_errors("The spool can't be counted", self.root):
+            disk = os.statvfs(self.root)
+        return disk.f_bavail * disk.f_frsize
 
     def room(self) -> Room:
         """Count now."""
-        with _spool_errors("The spool can't be counted", self.root):
-            disk = os.statvfs(self.root)
         plain = [status for _, status in self._plain_files()]
         used = sum(status.st_size for status in plain) + sum(size for _, size in self._sealed_files())
-        free = disk.f_bavail * disk.f_frsize
-        return Room(
-            bytes_used=used,
-            files=len(plain),
-            free=free,
-            left=min(free - self.min_free_bytes, self.max_bytes - used),
-            oldest_age=max(0.0, time.time() - min((status.st_mtime for status in plain), default=time.time())),
-        )
+        oldest_age = max(0.0, time.time() - min((status.st_mtime for status in plain), default=time.time()))
+        free = self._free()
+        return Room(used, len(plain), free, self._left(free, used), oldest_age)
 
     # What is there
 
@@ -315,7 +319,7 @@ class Spool:
         return self._sealed / f"{recording_id}.key"
 
     def _plain_files(self) -> Iterator[tuple["os.DirEntry[str]", os.stat_result]]:
-        # `listen` counts them every second, and its calls wait meanwhile: no object is made for a file here.
+        # `listen` counts them, and its calls wait meanwhile: no object is made for a file here.
         for entry in self._scan(self._rec):
             if _RECORDING.fullmatch(entry.name):
                 with suppress(FileNotFoundError):  # shipped or withdrawn while we look

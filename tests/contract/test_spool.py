@@ -1,13 +1,17 @@
 """The spool on a real file system."""
 
+import itertools
 import os
 import stat
+import time
 from collections import namedtuple
+from types import SimpleNamespace
 from uuid import uuid4
 
 import pytest
 
 from callrec.errors import SpoolError
+from callrec.recording import spool as spool_module
 from callrec.recording.spool import Spool
 
 BIG = 1 << 40
@@ -81,10 +85,10 @@ def test_room_counts_plain_and_sealed_bytes_and_the_oldest(spool):
 def test_no_room_when_the_spool_is_full(tmp_path):
     spool = Spool(tmp_path / "spool", 0, max_bytes=1000)
     spool.prepare()
-    assert spool.has_room()
+    assert spool.left() > 0
     recorded(spool, bytes(1000))
-    assert not Spool(tmp_path / "spool", 0, max_bytes=1000).has_room()
-    assert not Spool(tmp_path / "spool", min_free_bytes=BIG, max_bytes=BIG).has_room()
+    assert Spool(tmp_path / "spool", 0, max_bytes=1000).left() <= 0
+    assert Spool(tmp_path / "spool", min_free_bytes=BIG, max_bytes=BIG).left() <= 0
 
 
 def test_what_is_left_is_the_less_of_the_disk_and_of_what_the_spool_may_hold(spool, monkeypatch):
@@ -94,6 +98,22 @@ def test_what_is_left_is_the_less_of_the_disk_and_of_what_the_spool_may_hold(spo
     assert Spool(spool.root, 960, max_bytes=BIG).left() == 40_000
     assert Spool(spool.root, 960, max_bytes=30_000).left() == 29_000
     assert Spool(spool.root, 50_000, max_bytes=BIG).left() == -9_040
+
+
+def test_a_count_that_takes_long_is_believed_longer_but_what_is_free_is_asked(spool, monkeypatch):
+    now = itertools.count(100.0)  # a second a look
+    took = itertools.count(0.0, 0.05)  # of the processor for a count: 2.5 s it is believed
+    monkeypatch.setattr(spool_module, "time", SimpleNamespace(
+        monotonic=lambda: next(now), thread_time=lambda: next(took), time=time.time
+    ))  # fmt: skip
+    disk = namedtuple("disk", "f_bavail f_bfree f_frsize")
+    monkeypatch.setattr(os, "statvfs", lambda _: disk(BIG, BIG, 1))
+    counted = Spool(spool.root, 0, max_bytes=1500)
+    assert counted.left() == 1500
+    recorded(spool, bytes(1000))
+    assert [counted.left() for _ in range(3)] == [1500, 1500, 500]
+    monkeypatch.setattr(os, "statvfs", lambda _: disk(7, 7, 1))
+    assert counted.left() == 7
 
 
 def test_what_the_file_system_keeps_for_root_is_not_room(spool, monkeypatch):
