@@ -84,8 +84,10 @@ endurance: setup ## 300 calls of five minutes at once, streamed, with S3 cut off
 dashboard-picture: setup ## draw monitoring/dashboard.svg anew, from a run in which callrec has every fault
 	@CALLREC_DASHBOARD_PICTURE=monitoring/dashboard.svg $(PYTEST) tests/service/test_monitoring.py
 
+# With a real FreeSWITCH the whole ends with the faults on that.
 chaos: setup ## the failure matrix, executed (ONLY=ship:killed: a part of it; NODE_KILLS=50: kill the whole node instead)
 	@$(BIN)/python tests/chaos/run.py $(ONLY:%=--only %) $(if $(NODE_KILLS),--node-kills $(NODE_KILLS))
+	$(if $(CALLREC_TEST_FREESWITCH),$(if $(ONLY)$(NODE_KILLS),,@$(PYTEST) tests/freeswitch/test_faults.py))
 
 image: ## build the container image
 	docker build --tag $(IMAGE) .
