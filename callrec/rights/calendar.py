@@ -233,11 +233,10 @@ def _public_holidays(country: str, year: int) -> frozenset[date]:
 
 @lru_cache(maxsize=8)
 def _entity(country: str) -> holidays.HolidayBase:
-    try:
-        return holidays.country_holidays(country, categories=holidays.PUBLIC)
-    except (NotImplementedError, ValueError) as error:
+    if country not in holidays.list_supported_countries(include_aliases=True):
         raise ConfigError(
             f"The public holidays of {country!r} are not known",
             detail=f"{holiday_data()} has no such country",
             hint="Give the ISO 3166-1 code of the operator's country, such as SI",
-        ) from error
+        )
+    return holidays.country_holidays(country, categories=holidays.PUBLIC)
