@@ -97,7 +97,10 @@ SELECT call_id, recording_id, 'recording_discarded', jsonb_build_object('reason'
 -- name: open_recordings
 -- What this node was recording, or about to, as far as Postgres knows.
 SELECT r.recording_id, r.call_id, r.channel, r.line, r.basis, r.state, r.authorised_at, c.arrived_at, c.decision,
-       COALESCE((SELECT max(ordinal) FROM ledger l WHERE l.call_id = r.call_id), 0) AS ordinal
+       COALESCE((SELECT max(ordinal) FROM ledger l WHERE l.call_id = r.call_id), 0) AS ordinal,
+       COALESCE((SELECT kind = 'recording_masked' FROM ledger l
+                  WHERE l.call_id = r.call_id AND kind IN ('recording_masked', 'recording_unmasked')
+                  ORDER BY ordinal DESC LIMIT 1), false) AS masked
   FROM recording r JOIN call c USING (call_id)
  WHERE r.node = %(node)s AND r.state IN ('authorised', 'recording');
 

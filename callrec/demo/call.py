@@ -57,7 +57,11 @@ class SimCall(Channel):
         self._end()
 
     def _begin(self) -> None:
-        self.text.state, self.text.state_number, self.text.call_state = "CS_INIT", 1, "DOWN"
+        self.text.state, self.text.state_number, self.text.call_state = "CS_NEW", 0, "DOWN"
+        self.fire("CODEC", full=False)  # of what is read
+        self.fire("CODEC", full=False)  # of what is written
+        self.text.state, self.text.state_number = "CS_INIT", 1
+        self.text.changed()
         self.fire("CHANNEL_CREATE")
         self.text.state, self.text.state_number, self.text.call_state = "CS_EXECUTE", 4, "RINGING"
         self.text.changed()

@@ -11,7 +11,7 @@ from typing import Any
 from callrec.errors import ConfigError
 
 ARRIVAL, ANSWER, PROMPT, AFTER_PROMPT, CONVERSATION = "arrival", "answer", "prompt", "after_prompt", "conversation"
-PRESS, HANG_UP, AGENT_HANGS_UP = "press", "hang_up", "agent_hangs_up"
+PRESS, HANG_UP, AGENT_HANGS_UP, CHANGE_CODEC = "press", "hang_up", "agent_hangs_up", "change_codec"
 
 CLOCK, SILENCE = "clock", "silence"  # what a call sounds like; None: nothing is said, and files are filled at close
 
@@ -27,7 +27,7 @@ class When:
 
 @dataclass(frozen=True, slots=True)
 class Act:
-    """press: the keys, one after the other; hang_up: the cause, as FreeSWITCH names it."""
+    """press: the keys, one after the other; hang_up: the cause, as FreeSWITCH names it; change_codec: the new rate."""
 
     kind: str
     value: str = ""
@@ -66,6 +66,11 @@ def hang_up(cause: str = "NORMAL_CLEARING") -> Act:
 
 def agent_hangs_up() -> Act:
     return Act(AGENT_HANGS_UP)
+
+
+def change_codec(rate: int) -> Act:
+    """The caller's side sends a re-INVITE: from then on so many samples a second come in."""
+    return Act(CHANGE_CODEC, str(rate))
 
 
 @dataclass(frozen=True, slots=True)

@@ -167,6 +167,8 @@ class Channel:
                 self.digits.append(digit)
         elif act.kind == caller.AGENT_HANGS_UP:
             self.agent_gone = True
+        elif act.kind == caller.CHANGE_CODEC:
+            self.change_codec(int(act.value))
         else:
             self.hangup(act.value or "NORMAL_CLEARING")
 
@@ -215,6 +217,12 @@ class Channel:
         self.call_state("ACTIVE")
         self.fact("answered")
         self.reached(caller.ANSWER)
+
+    def change_codec(self, rate: int) -> None:
+        self.tape.advance(self.seconds())  # what was said until now
+        self.text.rate = rate
+        self.text.changed()
+        self.fire("CODEC", full=False)
 
     def dequeue(self) -> str:
         """Take the next digit; this is when its DTMF event fires."""

@@ -6,6 +6,7 @@ Written for thousands of events a second: what does not change between two event
 import time
 from collections.abc import Iterable
 
+from callrec.demo.audio import RATE
 from callrec.esl.wire import encode
 
 Lines = Iterable[tuple[str, str]]
@@ -30,6 +31,7 @@ _SOURCE = {
     "CHANNEL_STATE": ("switch_channel.c", "switch_channel_perform_set_running_state", 2408),
     "CHANNEL_UNBRIDGE": ("switch_ivr_bridge.c", "switch_ivr_multi_threaded_bridge", 1879),
     "CHANNEL_UNPARK": ("switch_ivr.c", "switch_ivr_park", 1213),
+    "CODEC": ("switch_core_codec.c", "switch_core_session_set_write_codec", 450),
     "DTMF": ("switch_channel.c", "switch_channel_dequeue_dtmf", 677),
     "HEARTBEAT": ("switch_core.c", "send_heartbeat", 95),
     "PLAYBACK_START": ("switch_ivr_play_say.c", "switch_ivr_play_file", 1646),
@@ -130,6 +132,7 @@ class ChannelText:
         self.uuid = uuid
         self.state, self.state_number, self.call_state, self.answer_state = "CS_EXECUTE", 4, "RINGING", "ringing"
         self.cause = ""
+        self.rate = RATE  # samples a second, of the codec in both directions
         self.answered = self.media = self.hung_up = self.bridged = 0  # microseconds since the epoch
         self.name = f"loopback/{dialled}-b"
         self.created = created
@@ -213,7 +216,7 @@ class ChannelText:
     def basic(self) -> bytes:
         """State and caller, without variables: all that DTMF, CHANNEL_STATE and CHANNEL_CALLSTATE have."""
         if self._basic is None:
-            rates = [("Name", "L16"), ("Rate", "8000"), ("Bit-Rate", "128000")]
+            rates = [("Name", "L16"), ("Rate", str(self.rate)), ("Bit-Rate", str(16 * self.rate))]
             self._basic = block(
                 [
                     ("Channel-State", self.state),

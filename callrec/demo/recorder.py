@@ -4,7 +4,8 @@ Copied from what 1.10.12 does: a 44-byte header at once, its sizes 0 (8 for RIFF
 of one 20 ms frame (enable_file_write_buffering=false) or of a given number of bytes; half a second held back when both
 directions are recorded, lost at the end and late for mask and unmask, unless RECORD_PRE_BUFFER_FRAMES says otherwise;
 mask writes zeros, pause drops; a file without one frame is removed (empty-file); with a full disk the recording goes on
-(uri-failure).
+(uri-failure). The samples of a codec of another rate than at the start are taken for samples of that one, so what is
+said then gets longer or shorter; RECORD_APPEND goes on in a file at its own speed (19). Files here are of 8000 Hz.
 """
 
 import os
@@ -54,6 +55,7 @@ class Recording:
         *,
         own: Mapping[str, str],
         sound: Sound | None,
+        rate: Callable[[], int] = lambda: RATE,
         limit: float = 0.0,
         umask: int = 0o027,
     ) -> None:
@@ -64,6 +66,7 @@ class Recording:
         self.masked = self.paused = False
         self.failed = False  # the disk took not everything
         self._sound = sound
+        self._rate, self._native = rate, rate()
         one_way = _true(settings("RECORD_READ_ONLY")) or _true(settings("RECORD_WRITE_ONLY"))
         self._stereo = not one_way and (_true(settings("RECORD_STEREO")) or _true(settings("RECORD_STEREO_SWAP")))
         self.channels = 2 if self._stereo else 1
@@ -80,10 +83,15 @@ class Recording:
         self.frames = 0  # frames in the file, buffered ones too
         self._buffer = bytearray()
         self._wav = Path(path).suffix == ".wav"
+        head = _HEADER if self._wav else 0
         Path(path).parent.mkdir(mode=0o750, parents=True, exist_ok=True)
-        self._fd = os.open(path, os.O_CREAT | os.O_TRUNC | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        self._append = _true(settings("RECORD_APPEND"))
+        emptied = 0 if self._append else os.O_TRUNC
+        self._fd = os.open(path, os.O_CREAT | emptied | os.O_RDWR | os.O_CLOEXEC, 0o600)
         os.fchmod(self._fd, 0o666 & ~umask)
-        if self._wav:
+        end = os.lseek(self._fd, 0, os.SEEK_END)
+        self._before = max(0, end - head)  # bytes of audio that were there
+        if self._wav and not end:
             try:
                 os.write(self._fd, _wav_header(self.channels, None))
             except OSError:
@@ -92,8 +100,8 @@ class Recording:
 
     @property
     def samples(self) -> int:
-        """Per channel, as record_samples counts."""
-        return self.frames * FRAME
+        """Per channel, as record_samples counts: since the file was opened, as they came in."""
+        return self.frames * FRAME * self._native // RATE
 
     def due(self, now: float) -> bool:
         """True once the limit has passed."""
@@ -107,17 +115,19 @@ class Recording:
         first, self._taken = self._taken, end
         if self.paused:
             return
-        self.frames += end - first
+        speed = self._rate() / self._native
+        self.frames += int(end * speed) - int(first * speed)
         if self._sound is None:  # cheap: the file gets its length at close
             return
-        for frame in range(self._origin + first, self._origin + end):
+        for number in range(first, end):
+            times = int((number + 1) * speed) - int(number * speed)
             if self.masked:
-                self._put(self._zeros)
+                self._put(self._zeros * times)
                 continue
-            block, part = divmod(frame, FRAMES_PER_BLOCK)
+            block, part = divmod(self._origin + number, FRAMES_PER_BLOCK)
             said, heard = self._sound(block)
             at = part * self._frame_bytes
-            self._put(block_bytes(said, heard, block, self._stereo)[at : at + self._frame_bytes])
+            self._put(block_bytes(said, heard, block, self._stereo)[at : at + self._frame_bytes] * times)
 
     def _put(self, data: bytes) -> None:
         if not self._piece:
@@ -141,8 +151,8 @@ class Recording:
     def close(self, now: float) -> int:
         """Finish the file. Its size in bytes; 0 when it held nothing and was removed."""
         self.write(now)
-        size = self.frames * self._frame_bytes
-        if not self.frames:
+        size = self._before + self.frames * self._frame_bytes
+        if not (self.frames or self._append):
             self.abandon()
             Path(self.path).unlink(missing_ok=True)
             return 0

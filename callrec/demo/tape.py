@@ -35,6 +35,7 @@ class Tape:
                 lambda name: own.get(name) or call.text.variables.get(name, ""),
                 own=own,
                 sound=None if call.script.audio is None else self._sound,
+                rate=lambda: call.text.rate,
                 limit=limit,
                 umask=call.switch.spool_umask,
             )
@@ -95,7 +96,7 @@ class Tape:
     def _close(self, recording: Recording) -> None:
         call = self._call
         size = recording.close(call.seconds())
-        milliseconds = recording.samples // 8
+        milliseconds = recording.samples * 1000 // call.text.rate
         cause = "success-maxtime" if size else "empty-file"
         if size and call.down:
             cause = "success-silence" if call.script.audio == caller.CLOCK else "no-input-timeout"

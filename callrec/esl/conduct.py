@@ -29,12 +29,13 @@ from callrec.call.state import Call, State, Timing
 from callrec.errors import LinkError, SpoolError, StoreError
 from callrec.esl import dialect
 from callrec.esl.link import OutboundLink
+from callrec.esl.recorder import Recorder
 from callrec.esl.wire import Headers
 from callrec.ledger.caller import Concealed, Lookup
 from callrec.log import Log
 from callrec.recording.spool import Spool
 from callrec.store.live import LiveState
-from callrec.store.records import CallFacts, CallRecords, Noted
+from callrec.store.records import CallFacts, CallRecords, Noted, OpenRecording
 
 log = Log(__name__)
 
@@ -85,7 +86,7 @@ class Conduct:
     """One call, from the first word of FreeSWITCH to the last note about it."""
 
     __slots__ = (
-        "_caller", "_closed", "_code", "_key_at", "_link", "_masked", "_moved", "_notes", "_ordinal",
+        "_caller", "_closed", "_code", "_key_at", "_link", "_moved", "_notes", "_ordinal", "_recorder",
         "_seen", "_since", "_superseded", "before", "call", "facts", "handed_on", "mailbox", "node", "path",
     )  # fmt: skip
 
@@ -100,6 +101,7 @@ class Conduct:
         self.mailbox: SimpleQueue[on.Event] = SimpleQueue()
         self.path = str(node.spool.path(facts.recording_id))
         self.handed_on = link is None
+        self._recorder = Recorder(facts.channel, self.path, self._change, self.mailbox.put, self._note)
         self._link = link
         self._caller = caller
         self._code = ""  # what a caller without a number names this call by (D11)
@@ -107,7 +109,6 @@ class Conduct:
         self._ordinal = 0
         self._seen: deque[int] = deque(maxlen=32)
         self._key_at = 0.0
-        self._masked = False
         self._since = datetime.now(UTC)  # when this state began
         self._superseded = False
         self._moved = False  # somebody sent the call elsewhere in the middle of the interview
@@ -116,14 +117,15 @@ class Conduct:
         _in_state(call.state).inc()
 
     @classmethod
-    def revived(cls, node: Node, facts: CallFacts, decision: str, ordinal: int) -> "Conduct":
+    def revived(cls, node: Node, left: OpenRecording) -> "Conduct":
         """A call that a listener before us was recording; it goes on over the inbound link."""
+        facts = left.facts
         call = Call(
             facts.call_id, facts.recording_id, node.timing, State.RECORDING, facts.line,
-            decision=decision, started=True, released=True,
+            decision=left.decision, started=True, released=True,
         )  # fmt: skip
         conduct = cls(node, facts, call, None)
-        conduct._ordinal = ordinal
+        conduct._ordinal, conduct._recorder.masked = left.ordinal, left.masked
         return conduct
 
     # what happens
@@ -139,7 +141,7 @@ class Conduct:
             return
         if not self.handed_on and dialect.cut_by_transfer(headers, self.before):
             return  # if `socket` is not done at once, the prompt's deadline lets the caller go on
-        event = dialect.understand(headers, self.path)
+        event = self._recorder.understand(headers, running=self.call.state is State.RECORDING)
         if event is not None:
             self._seen.append(number)
             self.mailbox.put(event)
@@ -251,9 +253,9 @@ class Conduct:
                 case do.StartRecording():
                     self._start_recording()
                 case do.StopRecording():
-                    self._change_recording("stop", None)
+                    self._recorder.stop()
                 case do.Mask():
-                    self._mask(command.on)
+                    self._recorder.mask(command.on)
                 case do.Release():
                     self._release()
                 case do.Started():
@@ -317,23 +319,12 @@ class Conduct:
         )
         metrics.START_SECONDS.observe(time.monotonic() - self._key_at)
 
-    def _change_recording(self, verb: str, on_reply: Callable[[str], None] | None) -> None:
-        payload = dialect.change_recording(self.facts.channel, verb, self.path)
+    def _change(self, payload: bytes, on_reply: Callable[[str], None] | None) -> None:
+        """Change the recording, over the link that is the call's now."""
         if self._link is not None and self._link.connected and not self.handed_on:
             self._link.post(payload, on_reply)
         else:
             self.node.control.post(payload, on_reply)
-
-    def _mask(self, masked: bool) -> None:
-        def replied(reply: str) -> None:
-            self._masked = masked if reply.startswith("+OK") else self._masked
-            self.mailbox.put(on.MaskReply(masked, reply.startswith("+OK")))
-
-        try:
-            self._change_recording("mask" if masked else "unmask", replied)
-        except LinkError:
-            self.mailbox.put(on.MaskReply(masked, ok=False))  # who asked for it must learn that it is not so
-            raise
 
     def _release(self) -> None:
         """Hand the caller on: from here the dialplan goes its way and the inbound link tells us of this call."""
@@ -391,7 +382,7 @@ class Conduct:
                 "state": self.call.state.value,
                 "decision": self.call.decision,
                 "recording": str(self.facts.recording_id) if recorded else "",
-                "masked": "1" if self._masked and recorded else "0",
+                "masked": "1" if self._recorder.masked and recorded else "0",
                 "since": self._since.isoformat(timespec="milliseconds"),
                 "node": self.node.name,
                 **({"reference": self._code} if self._code and recorded else {}),  # otherwise Redis keeps what it has

@@ -19,7 +19,7 @@ OUTBOUND_EVENTS = "event plain PLAYBACK_START PLAYBACK_STOP RECORD_START RECORD_
 # What `myevents` brings and the machine has no word for.
 UNWANTED_EVENTS = "nixevent CHANNEL_EXECUTE CHANNEL_STATE CHANNEL_CALLSTATE CHANNEL_PARK CHANNEL_UNPARK CHANNEL_ANSWER"
 # What the inbound link asks for, of all calls.
-INBOUND_EVENTS = "event plain DTMF RECORD_START RECORD_STOP CHANNEL_HANGUP_COMPLETE"
+INBOUND_EVENTS = "event plain CODEC DTMF RECORD_START RECORD_STOP CHANNEL_HANGUP_COMPLETE"
 
 # This recording's alone: as channel variables they would leak to every other. Without the pre-buffer at 0 the last
 # half second is lost and a mask acts half a second early; unbuffered, so that the spool holds what was said.
@@ -110,6 +110,11 @@ def happened_at(headers: Headers) -> datetime | None:
 
 def _number(text: str) -> int | None:
     return int(text) if text.isascii() and text.isdigit() and len(text) <= _LONGEST_NUMBER else None
+
+
+def rate(headers: Headers) -> int:
+    """Samples a second that come in on the channel; 0 where FreeSWITCH does not say it."""
+    return _number(headers.get("Channel-Read-Codec-Rate")) or 0
 
 
 def understand(headers: Headers, path: str) -> on.Event | None:
@@ -241,6 +246,11 @@ def let_go(channel: str) -> bytes:
 def start_recording(channel: str, path: str) -> bytes:
     """`0` is no limit; the variables in braces are the fifth argument, and a sixth would drop them silently."""
     return wire.command(f"api uuid_record {channel} start {path} 0 {_RECORD_VARIABLES}")
+
+
+def continue_recording(channel: str, path: str) -> bytes:
+    """Record on into a file that was closed, at its rate. A file opened so is not removed when nothing follows."""
+    return wire.command(f"api uuid_record {channel} start {path} 0 {_RECORD_VARIABLES[:-1]},RECORD_APPEND=true}}")
 
 
 def change_recording(channel: str, verb: str, path: str) -> bytes:

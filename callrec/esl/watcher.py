@@ -169,7 +169,7 @@ class Watcher:
             return
         if not left.started:
             node.records.started(facts, left.authorised_at)
-        conduct = Conduct.revived(node, facts, left.decision, left.ordinal)
+        conduct = Conduct.revived(node, left)
         self._registry.add(conduct)
         if not alive:
             conduct.mailbox.put(on.Hangup())

@@ -30,6 +30,7 @@ class Wav:
     bits: int  # of one sample
     data_offset: int  # where the audio begins
     data_size: int  # bytes of audio as the header has it: 0 while FreeSWITCH has not closed the file
+    file_size: int  # bytes of the file as the header has them
 
     @property
     def frame_bytes(self) -> int:
@@ -52,7 +53,7 @@ def parse(head: bytes) -> Wav:
         if name == b"fmt " and size >= _FMT_BYTES and at + _FMT_BYTES <= len(head):
             form = struct.unpack_from("<HHIIHH", head, at)
         if name == b"data":
-            return _wav(form, at, size)
+            return _wav(form, at, size, _CHUNK_HEAD + struct.unpack_from("<I", head, 4)[0])
         at += size + size % 2
     raise WavError("The WAV file has no audio", detail="its header ends before the data chunk")
 
@@ -61,10 +62,11 @@ def audio_bytes(wav: Wav, file_size: int) -> int:
     """How many bytes of audio there are, in whole frames.
 
     The header's size counts where the file has as much; 0, or more than there is, means that the file was not closed,
-    and all that follows the header is audio.
+    and all that follows the header is audio. So does a file that is longer than its header says: it was opened again.
     """
     there = max(0, file_size - wav.data_offset)
-    known = wav.data_size if 0 < wav.data_size <= there else there
+    closed = 0 < wav.data_size <= there and file_size <= wav.file_size
+    known = wav.data_size if closed else there
     return known - known % wav.frame_bytes
 
 
@@ -95,7 +97,7 @@ def stream_header(head: bytes) -> bytes:
     return bytes(endless)
 
 
-def _wav(form: tuple[int, int, int, int, int, int] | None, data_offset: int, data_size: int) -> Wav:
+def _wav(form: tuple[int, int, int, int, int, int] | None, data_offset: int, data_size: int, file_size: int) -> Wav:
     if form is None:
         raise WavError("The WAV file does not say its format", detail="no fmt chunk before the audio")
     tag, channels, rate, _, _, bits = form
@@ -105,4 +107,4 @@ def _wav(form: tuple[int, int, int, int, int, int] | None, data_offset: int, dat
         raise WavError(
             "The WAV file's format makes no sense", detail=f"{channels} channels, {rate} frames a second, {bits} bits"
         )
-    return Wav(channels, rate, bits, data_offset, data_size)
+    return Wav(channels, rate, bits, data_offset, data_size, file_size)

@@ -45,6 +45,7 @@ class OpenRecording:
     authorised_at: datetime
     decision: str
     ordinal: int  # of the call's last note
+    masked: bool = False
 
 
 class CallRecords:
@@ -126,6 +127,7 @@ class CallRecords:
                 row["authorised_at"],
                 row["decision"] or "",
                 row["ordinal"],
+                row["masked"],
             )
             for row in self._database.run("open_recordings", {"node": self._node})
         ]

@@ -198,16 +198,19 @@ def test_void_discards_with_the_caller_and_says_so_once(office, how_far):
 def test_what_a_listener_that_died_left_open(office):
     begun, running, gone = office.authorise(), office.authorise(), office.finished()
     office.calls.started(running, NOW)
-    office.calls.note(running, "recording", "granted", make_notes("recording_started", first=7))
+    office.calls.note(running, "recording", "granted", make_notes("recording_started", "recording_masked", first=6))
     office.flush()
     left = {found.facts.recording_id: found for found in office.calls.open_recordings(make_policy(make_line()))}
     assert set(left) == {begun.recording_id, running.recording_id}
     assert gone.recording_id not in left
     found = left[running.recording_id]
-    assert (found.started, found.ordinal, found.decision) == (True, 7, "granted")
+    assert (found.started, found.ordinal, found.decision, found.masked) == (True, 7, "granted", True)
     assert found.facts.line.id == "service"
     assert found.facts.channel == running.channel
-    assert not left[begun.recording_id].started
+    assert (left[begun.recording_id].started, left[begun.recording_id].masked) == (False, False)
+    office.calls.note(running, "recording", "granted", make_notes("recording_unmasked", first=8))
+    office.flush()
+    assert not any(found.masked for found in office.calls.open_recordings(make_policy(make_line())))
     other = CallRecords(office.listen, office.scribe, node="node-2", timezone=ZONE)
     assert other.open_recordings(make_policy(make_line())) == []
 

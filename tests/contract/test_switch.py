@@ -471,6 +471,41 @@ def test_recording_is_exact_stereo_and_masked(bench, tmp_path):
     assert 4 <= silent[0] / 8000 < 6
 
 
+def test_a_codec_of_another_rate_stretches_a_recording_until_it_is_opened_again(bench, tmp_path):
+    """19: what comes in twice as often is written as if it lasted twice as long; RECORD_APPEND goes on as it was."""
+    call = bench.call(talk=60, steps=((caller.in_conversation(2), caller.change_codec(16000)),))
+    peer = bench.accept()
+    client, _ = bench.client()
+    client.ask("event plain CODEC RECORD_START RECORD_STOP")
+    peer.open()
+    path = f"{tmp_path}/spool/a.wav"
+    record(bench, peer, call, path)
+    peer.sock.sendall(b"resume\n\nexit\n\n")
+    changed = client.event("CODEC", Channel_Read_Codec_Rate="16000")
+    pass_time(bench, 4)
+    assert client.ask(f"api uuid_record {call.uuid} stop {path}") == "+OK Success"
+    stop = client.event("RECORD_STOP")
+    [since, wrong] = [
+        (int(stop.get("Event-Date-Timestamp")) - int(begin.get("Event-Date-Timestamp"))) / 1e6
+        for begin in (client.event("RECORD_START"), changed)
+    ]
+    length = sizes(path)[1] / 4 / 8000
+    assert length == pytest.approx(since + wrong, abs=0.1)
+    closed = sizes(path)
+    again = f"api uuid_record {call.uuid} start {path} 0 {EXACT[:-1]},RECORD_APPEND=true}}"
+    assert client.ask(again) == "+OK Success"
+    client.until(lambda _: client.story().count("RECORD_START") == 2)
+    pass_time(bench, 4)
+    assert sizes(path) == closed, "the header is written when the file is closed"
+    assert Path(path).stat().st_size > closed[0] + 8
+    assert client.ask(f"api uuid_record {call.uuid} stop {path}") == "+OK Success"
+    client.until(lambda _: client.story().count("RECORD_STOP") == 2)
+    end = next(frame.event for frame in reversed(client.frames) if frame.event is not None)
+    added = sizes(path)[1] / 4 / 8000 - length
+    assert int(end.get("variable_record_samples")) == round(16000 * added)
+    assert 3.5 < added < 6
+
+
 def test_a_full_disk_ends_no_recording(bench, tmp_path):
     """What is said meanwhile is missing from the file, and counted all the same; the call goes on."""
     call = bench.call(talk=30)

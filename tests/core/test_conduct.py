@@ -30,7 +30,7 @@ from callrec.ledger.caller import Concealed
 from callrec.log import JsonFormatter
 from callrec.recording.spool import Spool
 from callrec.store.live import LiveState
-from callrec.store.records import CallFacts
+from callrec.store.records import CallFacts, OpenRecording
 
 CALLER = "+38640111222"
 PROMPT = Prompt("/p/notice.wav", "text", "0" * 64, "1" * 64, 1.0)
@@ -705,7 +705,7 @@ def test_a_withdrawal_after_a_stop_still_counts_d1(stage):
 
 def test_a_call_of_a_listener_before_us_goes_on_and_is_numbered_on(stage):
     facts = CallFacts(uuid4(), uuid4(), str(uuid4()), SERVICE, datetime.now(UTC))
-    stage.conduct = Conduct.revived(stage.node, facts, "granted", 7)
+    stage.conduct = Conduct.revived(stage.node, OpenRecording(facts, True, datetime.now(UTC), "granted", 7))
     stage.greenlet = gevent.spawn(stage.conduct.run)
     assert stage.conduct.handed_on
     stage.hangs_up()

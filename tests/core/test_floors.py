@@ -88,6 +88,7 @@ FLOORS = {
     "store.live": 1,
     "esl.listener": 2,
     "esl.conduct": 2,
+    "esl.recorder": 2,
     "esl.registry": 2,
     "esl.watcher": 2,
     "recording.probe": 2,

@@ -51,13 +51,23 @@ def test_a_killed_recording_opens_again_with_all_its_audio():
 def test_a_closed_recording_keeps_its_header():
     # 5.8 s mono, the sizes of transcript 04
     closed = header(channels=1, riff=92836, data=92800)
-    assert wav.parse(closed) == wav.Wav(channels=1, rate=8000, bits=16, data_offset=44, data_size=92800)
+    assert wav.parse(closed) == wav.Wav(
+        channels=1, rate=8000, bits=16, data_offset=44, data_size=92800, file_size=92844
+    )
     assert wav.repaired_header(closed, 92844) == closed
     assert wav.duration_seconds(wav.parse(closed), 92844) == pytest.approx(5.8)
 
 
 def test_what_follows_the_audio_is_not_audio():
-    assert wav.audio_bytes(wav.parse(header(data=400)), 44 + 400 + 26) == 400
+    assert wav.audio_bytes(wav.parse(header(riff=36 + 400 + 26, data=400)), 44 + 400 + 26) == 400
+
+
+def test_a_closed_recording_that_was_opened_again_has_what_followed():
+    # Closed at 400 bytes, gone on with after a change of codec, and killed.
+    head = header(riff=36 + 400, data=400)
+    assert wav.audio_bytes(wav.parse(head), 44 + 400) == 400
+    assert wav.audio_bytes(wav.parse(head), 44 + 1200) == 1200
+    assert opened(wav.repaired_header(head, 44 + 1200) + bytes(1200)) == (2, 8000, 300, bytes(1200))
 
 
 def test_a_size_beyond_the_end_of_the_file_is_not_believed():

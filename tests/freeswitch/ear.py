@@ -17,6 +17,8 @@ from callrec.demo.audio import AGENT, BLOCK, CALLER, RATE, TONES, tone
 NOTICE = 350  # cycles in 100 ms of the prompts' tone: 3500 Hz, above every tone of caller and agent
 _QUIET = 200  # below this a sample is no speech: comfort noise, rounding
 _WINDOW = 3 * BLOCK  # samples that are looked up together
+GAPPED = 0.7  # how sure 100 ms are that lack two frames of five; 0.99 and more with all of them
+BEGUN = 0.4  # and that lack four of five, as the first of a SIP leg may: FreeSWITCH's doing, seen up to 80 ms
 
 
 def speech(who, seconds):
@@ -40,11 +42,12 @@ def write(path, samples):
 
 
 def channels(data):
-    """The channels of a WAV file given as bytes, as arrays of samples."""
+    """The channels of a WAV file given as bytes, as arrays of samples; of a wideband call's, every second sample."""
     with wave.open(io.BytesIO(data)) as file:
-        assert (file.getsampwidth(), file.getframerate()) == (2, RATE)
+        assert (file.getsampwidth(), file.getframerate() % RATE) == (2, 0)
         samples = array("h", file.readframes(file.getnframes()))
-        return [samples[n :: file.getnchannels()] for n in range(file.getnchannels())]
+        count, step = file.getnchannels(), file.getframerate() // RATE
+        return [samples[n :: count * step] for n in range(count)]
 
 
 @dataclass(frozen=True)
@@ -115,6 +118,12 @@ def heard(samples, who, near, step=1.0):
             break
         at = min(at + round(step * RATE), end - BLOCK)
     return found
+
+
+def clear(sures):
+    """Whether this is sound as it was said, throughout; what the first stretch may lack is said at BEGUN."""
+    first, *rest = sures
+    return first > BEGUN and min(rest) > GAPPED
 
 
 def silence(samples, shortest=0.1):

@@ -26,7 +26,7 @@ from callrec.esl.link import InboundLink
 from callrec.process import die_with_parent
 
 CONFIGURATION = Path(__file__).parents[2] / "freeswitch-conf" / "minimal"
-LOOPBACK, SIP = "loopback", "sip"
+LOOPBACK, SIP, WIDEBAND = "loopback", "sip", "sip, G.722"
 
 _BOOT = 60.0
 _ANSWER = 20.0  # seconds for FreeSWITCH to do what it was told
@@ -168,12 +168,11 @@ class RealSwitch:
             if via == LOOPBACK
             else (f"sofia/public/{script.dialled}@127.0.0.1:{self.sip_port}")
         )
+        codec = {SIP: {"absolute_codec_string": "PCMA"}, WIDEBAND: {"absolute_codec_string": "G722"}}
         variables = {
             "origination_uuid": call.far, "origination_caller_id_number": call.number, "ignore_early_media": "true",
-            "origination_caller_id_name": script.caller_name, "absolute_codec_string": "PCMA", **options,
+            "origination_caller_id_name": script.caller_name, **codec.get(via, {}), **options,
         }  # fmt: skip
-        if via == LOOPBACK:
-            del variables["absolute_codec_string"]
         pairs = ",".join(f"{name}={value}" for name, value in variables.items())
         self._calls[call.far] = call
         reply = self._link.request(

@@ -2,13 +2,13 @@
 
 import gevent
 import pytest
-from real_switch import LOOPBACK, SIP
+from real_switch import LOOPBACK, SIP, WIDEBAND
 
 from callrec.demo.scenarios import by_name
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("via", [LOOPBACK, SIP])
+@pytest.mark.parametrize("via", [LOOPBACK, SIP, WIDEBAND])
 def test_every_scenario_is_as_the_law_demands(house, via):
     judged = house.played(via)
     wrong = {name: (verdict.wrong, call.timeline) for name, (call, verdict) in judged.items() if verdict.wrong}

@@ -4,12 +4,15 @@ Times are seconds since the call came in, on FreeSWITCH's clock. Its events are 
 of 20 ms is on its way through the caller's leg, so two frames are the least that can be told apart from outside.
 """
 
+import io
 import os
+import wave
 
 import ear
 import gevent
 import pytest
-from real_switch import LOOPBACK, SIP
+from fix_stack import wait_until
+from real_switch import LOOPBACK, SIP, WIDEBAND
 
 from callrec.demo.audio import AGENT, CALLER, RATE
 from callrec.demo.caller import CallScript
@@ -23,12 +26,11 @@ RECORDED = ["sale", "consent", "masked"]
 # call. An idle one loses none after the first 100 ms. Where a frame is not there yet when the recorder asks, FreeSWITCH
 # fills 20 ms (samples of -1) and has it from then on one frame later, nothing lost: seen once in ten minutes on
 # loopback legs, in a recording that FreeSWITCH made by itself as well; never over SIP.
-GAPPED = 0.7  # how well 100 ms fit that lack two frames of five; 0.99 and more with all of them
 SLIP = 3 * FRAME + 0.002  # how far the speech may get behind by such frames
 LATE = 6 * FRAME  # what a hang-up may find still on its way; half a second would be the lost pre-buffer
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
-both_ways = pytest.mark.parametrize("via", [LOOPBACK, SIP])
+each_way = pytest.mark.parametrize("via", [LOOPBACK, SIP, WIDEBAND])
 
 
 class Heard:
@@ -70,43 +72,71 @@ def begins(call):
     return keys[0] if keys else call.at("prompt")
 
 
-@both_ways
+@each_way
 def test_nothing_from_before_the_basis(recording):
     _, first, sure = recording.caller[0]
-    assert sure > GAPPED
+    assert sure > ear.BEGUN
     assert first >= begins(recording.call) - FRAME
     assert not ear.has_prompt(recording.heard)
 
 
-@both_ways
+@each_way
 def test_nothing_missing_at_the_start(recording):
-    # The first frames of a SIP leg's recording may be empty: FreeSWITCH's doing, seen up to 80 ms.
-    _, first, _ = recording.caller[0]
+    _, first, _ = recording.caller[0]  # which may lack frames: ear.BEGUN
     assert first <= recording.call.at("recording") + 0.1 + FRAME
     _, first, _ = recording.agent[0]
     assert first <= recording.call.agent_speaks_from - recording.call.began + 2 * FRAME
 
 
-@both_ways
+@each_way
 def test_nothing_missing_at_the_end(recording):
     gone = recording.call.at("hangup")
     for channel in (recording.caller, recording.agent):
         _, last, sure = channel[-1]
-        assert sure > GAPPED
+        assert sure > ear.GAPPED
         assert gone - LATE <= last + 0.1 <= gone + 2 * FRAME  # the last stretch is 100 ms
 
 
-@both_ways
+@each_way
 def test_nothing_missing_in_between_and_the_channels_in_step(recording):
     in_step(recording)
 
 
-@both_ways
+@each_way
 def test_the_length_is_that_of_the_conversation(recording):
     lasts(recording)
 
 
-@both_ways
+def test_a_wideband_call_is_recorded_in_wideband(house):
+    call, _ = house.played(WIDEBAND)["sale"]
+    with wave.open(io.BytesIO(house.sound(call))) as file:
+        assert (file.getnchannels(), file.getframerate()) == (2, 16000)
+
+
+@each_way
+def test_what_is_heard_as_it_is_said_stands_beside_it(house, via):
+    # An echo says each frame back at once: what is apart in the recording, the recording has put apart.
+    call = house.switch.place(CallScript("040404045", talk=0), via=via)
+    call.until("recording")
+    call.until("bridged")
+    assert house.switch.api(f"uuid_transfer {call.uuid} echo inline").startswith("+OK")
+    moved = call.age
+    wait_until(lambda: call.age > moved + 3.0, 10)
+    call.hang_up()
+    call.result(20)
+    house.settle(call)
+    said, heard = ear.channels(house.sound(call))
+    apart = []
+    for ago in (2.0, 1.0, 0.5):
+        at = len(said) - round(ago * RATE)
+        near = at / RATE + call.at("recording") - (call.speaks_from - call.began)
+        pair = [ear.when(channel, CALLER, at, near) for channel in (said, heard)]
+        assert min(sound.sure for sound in pair) > ear.GAPPED
+        apart.append(pair[0].said - pair[1].said)
+    assert max(map(abs, apart)) <= FRAME
+
+
+@each_way
 def test_a_masked_passage_is_silent_from_mask_to_unmask(hear, via):
     masked = hear(via, "masked")
     silent = [ear.silence(channel) for channel in (masked.said, masked.heard)]
@@ -153,7 +183,7 @@ def steps(recording):
 def in_step(recording):
     """Neither channel loses or gains on the other: how much they drift, and how far they are apart at the end."""
     for channel in (recording.caller, recording.agent):
-        assert min(sure for _, _, sure in channel) > GAPPED
+        assert ear.clear([sure for _, _, sure in channel])
         begun = [said - at for at, said, _ in channel[1:]]
         assert max(begun) - min(begun) <= SLIP
     drift, apart = steps(recording)

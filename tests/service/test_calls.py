@@ -14,7 +14,7 @@ import pytest
 from fix_callrec import Watched, facts, frozen, moment, until_seen
 from fix_stack import wait_until
 
-from callrec.demo.caller import CallScript, after_prompt, during_prompt, hang_up, in_conversation, press
+from callrec.demo.caller import CallScript, after_prompt, change_codec, during_prompt, hang_up, in_conversation, press
 from callrec.demo.scenarios import SCENARIOS, Demand, Scenario, by_name
 from callrec.recording import envelope
 
@@ -256,6 +256,22 @@ def test_the_desk_masks_and_unmasks_and_stops_a_call(callrec, talking):
     assert len(callrec.versions(row["recording_id"])) == 1
     done = callrec.command("mask", talking.uuid)
     assert (done.returncode, "Nobody could mask" in done.stderr) == (1, True)
+
+
+def test_a_call_whose_codec_changes_is_one_recording_as_long_as_the_call(callrec):
+    """FreeSWITCH would write it at half the speed from there on (transcript 19)."""
+    steps = ((in_conversation(1), change_codec(16000)), (in_conversation(3), change_codec(8000)))
+    call = callrec.place(replace(by_name("sale").script, talk=5, steps=steps))
+    call.result(30)
+    callrec.settled(call)
+    row = callrec.recording(call)
+    [began, *_] = [at for at, fact in call.timeline if fact[0] == "recording"]
+    [ended] = [at for at, fact in call.timeline if fact[0] == "hangup"]
+    assert row["duration_seconds"] == pytest.approx(ended - began, abs=0.3)
+    assert (row["state"], row["abrupt"], row["samples"]) == ("stored", False, None)
+    assert len(callrec.versions(row["recording_id"])) == 1
+    kinds = callrec.kinds(call)
+    assert (kinds.count("recording_started"), kinds.count("recording_continued")) == (1, 2)
 
 
 def test_the_desk_withdraws_a_consent(callrec, talking):
