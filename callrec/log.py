@@ -56,8 +56,8 @@ class Log:
     def info(self, event: str, **fields: object) -> None:
         self._logger.info(event, extra={"fields": fields})
 
-    def warning(self, event: str, **fields: object) -> None:
-        self._logger.warning(event, extra={"fields": fields})
+    def warning(self, event: str, *, exc_info: bool | ErrorInfo = False, **fields: object) -> None:
+        self._logger.warning(event, exc_info=exc_info, extra={"fields": fields})
 
     def error(self, event: str, *, exc_info: bool | ErrorInfo = False, **fields: object) -> None:
         self._logger.error(event, exc_info=exc_info, extra={"fields": fields})

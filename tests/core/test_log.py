@@ -53,16 +53,18 @@ def test_debug_is_not_shown_at_info(logged):
     assert logged() == []
 
 
-def test_a_foreign_error_leaves_its_type_and_place_and_not_its_text(logged):
+@pytest.mark.parametrize("level", ["warning", "error"])
+def test_a_foreign_error_leaves_its_type_and_place_and_not_its_text(logged, level):
     def inner():
         raise ValueError(f"bad header {NUMBER}")
 
     try:
         inner()
     except ValueError:
-        log.Log("x").error("failed", exc_info=True)
+        getattr(log.Log("x"), level)("failed", exc_info=True)
     (line,) = logged()
     assert line["error"] == "ValueError"
+    assert "exc_info" not in line
     assert [place.split(":")[0] for place in line["trace"]] == ["test_log.py", "test_log.py"]
     assert NUMBER not in json.dumps(line)
 
