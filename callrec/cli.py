@@ -6,9 +6,12 @@ import os
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from io import TextIOWrapper
 from pathlib import Path
 from typing import BinaryIO, TypeAlias
 from uuid import UUID
+
+import gevent
 
 from callrec import __version__, adapters, evidence_cli, ledger_cli, log, rights_cli, storage_cli, tables
 from callrec.check import as_json, check, failed, render
@@ -24,7 +27,6 @@ from callrec.recording.playback import Listening
 
 _CONFIG = "/etc/callrec/callrec.toml"
 _LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
-_MOST_ROWS = 1_000_000
 _MOST_PORT = 65_535
 
 _EPILOG = """\
@@ -42,13 +44,20 @@ def main(argv: Sequence[str]) -> int:
     args = _parser().parse_args(argv)
     # The commands answer in words of their own: what a library logs on the way is not for the terminal.
     logging.getLogger().addHandler(logging.NullHandler())
+    gevent.get_hub().NOT_ERROR += (KeyboardInterrupt,)  # it would print one that comes while we wait
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # not every terminal has every letter
     try:
         status = int(args.run(args) or 0)
         sys.stdout.flush()  # here a closed pipe can still be answered
     except CallrecError as error:
         print(f"callrec: {error}", file=sys.stderr)
         return 1
-    except BrokenPipeError:  # whoever read the answer has enough of it
+    except OSError as error:  # of standard output: adapters let no other through
+        if hasattr(args, "log_level"):  # a role has no answer
+            raise
+        if not isinstance(error, BrokenPipeError):  # whoever read the answer has enough of it
+            print(f"callrec: The answer can't be written. {error.strerror}", file=sys.stderr)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except KeyboardInterrupt:
@@ -99,7 +108,8 @@ def _roles(commands: Commands) -> None:
     )
     api = _command(commands, "api", _api, "take callbacks", "Needs Postgres; CALLREC_API_TOKENS says who may call.")
     for parser in (run, listen, ship, sweep, api):
-        parser.add_argument("--http", metavar="HOST:PORT", help="for /metrics, /healthz, /readyz; `none` for none")
+        text = "for /metrics, /healthz, /readyz ([http] address); `none` for none"
+        parser.add_argument("--http", metavar="HOST:PORT", type=_address, default=(), help=text)
         parser.add_argument("--log-level", default="INFO", choices=_LEVELS, help="the least that is logged (INFO)")
 
 
@@ -133,7 +143,7 @@ def _looking(commands: Commands) -> None:
         ("recordings", _list_recordings, "list recordings, their locks and where they are"),
     ):
         parser = _command(commands, name, run, text)
-        parser.add_argument("-n", "--limit", type=_count, default=50, help="how many, the latest first (50)")
+        parser.add_argument("-n", "--limit", type=rights_cli.count, default=50, help="how many, the latest first (50)")
         parser.add_argument("--json", action="store_true", help="one JSON object a line")
     ledger = _command(commands, "ledger", _ledger, "show what the ledger holds of a call")
     ledger.add_argument("call", help="the call's id, its recording's, or FreeSWITCH's of its channel")
@@ -149,12 +159,6 @@ def _looking(commands: Commands) -> None:
     play.add_argument("-o", "--output", type=Path, required=True, metavar="FILE.wav", help="where to write it")
     play.add_argument("-p", "--purpose", required=True, help="what for; the recording's basis says what may be")
     play.add_argument("--account", type=rights_cli.account, help="who listens: an account's id, not a name")
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or not 0 < int(text) <= _MOST_ROWS:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 to {_MOST_ROWS}")
-    return int(text)
 
 
 def _calls(commands: Commands) -> None:
@@ -176,15 +180,17 @@ def _load(args: argparse.Namespace, role: str | None = None) -> Config:
     return load(args.config, role=role)
 
 
-def _http(args: argparse.Namespace, config: Config) -> tuple[str, int] | None:
-    if args.http == "none":
+def _address(text: str) -> tuple[str, int] | None:
+    if text == "none":
         return None
-    if args.http is None:
-        return config.http
-    host, _, port = args.http.rpartition(":")
+    host, _, port = text.rpartition(":")
     if not host or not port.isdecimal() or not 0 < int(port) <= _MOST_PORT:
-        raise CallrecError(f"--http {args.http} is no address", hint="Give HOST:PORT or none")
-    return host, int(port)
+        raise argparse.ArgumentTypeError(f"{text!r} is no address: give HOST:PORT or none")
+    return host.removeprefix("[").removesuffix("]"), int(port)
+
+
+def _http(args: argparse.Namespace, config: Config) -> tuple[str, int] | None:
+    return config.http if args.http == () else args.http
 
 
 def _run(args: argparse.Namespace) -> None:
@@ -194,7 +200,7 @@ def _run(args: argparse.Namespace) -> None:
     config = _load(args)
     for role in ROLES:
         load(args.config, role=role)  # say now, and all at once, what a role would miss
-    Supervisor(config, _http(args, config) or config.http).run()
+    Supervisor(config, _http(args, config), args.log_level).run()
 
 
 def _listen(args: argparse.Namespace) -> None:

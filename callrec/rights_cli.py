@@ -8,6 +8,7 @@ import re
 import sys
 from collections.abc import Callable, Collection, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 from uuid import UUID
@@ -28,6 +29,7 @@ Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 Command: TypeAlias = Callable[..., argparse.ArgumentParser]
 
 _LONGEST_REASON = 400
+_MOST_ROWS = 1_000_000
 
 
 def add_commands(commands: Commands, command: Command) -> None:
@@ -47,7 +49,7 @@ def _revocations(commands: Commands, command: Command) -> None:
     what.add_argument("--recording", type=UUID, help="this one recording alone")
     what.add_argument("--code", help="the reference code of a caller whose number was withheld")
     revoke.add_argument("--channel", required=True, choices=list(Channel), help="how it arrived")
-    revoke.add_argument("--received-at", type=_time, help="when it arrived at the operator (now)")
+    revoke.add_argument("--received-at", type=_time, help="when it arrived at the operator (now), by his clock")
     revoke.add_argument("--proof", action="append", default=[], choices=list(Proof), help="what shows who asks")
     revoke.add_argument("--given-by", default="self", choices=list(GivenBy), help="who asks (self)")
     revoke.add_argument("--on-behalf-of", default="", help="a reference for the child, where a parent or guardian asks")
@@ -67,7 +69,7 @@ def _holds(commands: Commands, command: Command) -> None:
     hold.add_argument("recording", type=UUID, help="the recording's id")
     hold.add_argument("--reason", required=True, choices=list(HoldReason), help="why it has to stay")
     hold.add_argument("--case", required=True, help="the file's reference; no name, no number")
-    hold.add_argument("--owner", default=None, help="who answers for it: an account's id (you)")
+    hold.add_argument("--owner", type=account, help="who answers for it: an account's id (you)")
     hold.add_argument("--review-at", required=True, type=_time, help="when it is looked at again")
     release = command(commands, "release", _release, "end a hold; what was due goes on")
     release.add_argument("hold", type=UUID, help="its id, as hold gave it")
@@ -79,7 +81,8 @@ def _holds(commands: Commands, command: Command) -> None:
 
 def _erasures(commands: Commands, command: Command) -> None:
     more = "One recording, or all that the conditions cover (an authority's order): say their number with --confirm."
-    erase = command(commands, "erase", _erase, "have recordings erased before their date", more)
+    erase = command(commands, "erase", None, "have recordings erased before their date", more)
+    erase.set_defaults(run=partial(_erase, erase))
     erase.add_argument("recording", type=UUID, nargs="?", help="this one alone")
     erase.add_argument("--line", help="of this line")
     erase.add_argument("--basis", help="on this legal basis")
@@ -90,7 +93,7 @@ def _erasures(commands: Commands, command: Command) -> None:
     erase.add_argument("--cause", default=causes[0], choices=causes, help=f"why ({causes[0]})")
     erase.add_argument("--confirm", type=int, metavar="COUNT", help="without it nothing is done but counting")
     listed = command(commands, "erasures", _list_erasures, "list erasures: due, waiting, done")
-    listed.add_argument("-n", "--limit", type=int, default=50, help="how many, the latest first (50)")
+    listed.add_argument("-n", "--limit", type=count, default=50, help="how many, the latest first (50)")
     listed.add_argument("--json", action="store_true", help="one JSON object a line")
     adopt = command(
         commands, "adopt", _adopt, "take over the recordings of a node that does not come back",
@@ -110,7 +113,7 @@ def _erasures(commands: Commands, command: Command) -> None:
         " next generation, which every inspector sees. Needs what sweep has.",
     )  # fmt: skip
     accept.add_argument("--reason", required=True, type=_reason, help="what happened; no name, no number")
-    accept.add_argument("--account", default=None, help="who accepts it: an account's id (you)")
+    accept.add_argument("--account", type=account, help="who accepts it: an account's id (you)")
     accept.add_argument("--confirm", type=int, metavar="COUNT", help="without it nothing is done but counting")
 
 
@@ -123,6 +126,13 @@ def _lookup_keys(commands: Commands, command: Command) -> None:
         "missing, and callers can't be found.",
     )  # fmt: skip
     keys.add_argument("--json", action="store_true", help="one JSON object a line")
+
+
+def count(text: str) -> int:
+    """How many, as an argument."""
+    if not text.isdecimal() or not 0 < int(text) <= _MOST_ROWS:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 to {_MOST_ROWS}")
+    return int(text)
 
 
 def account(text: str) -> str:
@@ -148,14 +158,16 @@ def _reason(text: str) -> str:
 
 def _time(text: str) -> datetime:
     try:
-        found = datetime.fromisoformat(text)
+        return datetime.fromisoformat(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is no time such as 2026-12-24T10:00:00+01:00") from None
-    return found if found.tzinfo else found.astimezone()
 
 
 def _desk(args: argparse.Namespace) -> tuple[Config, "Database", "Desk"]:
     config = load(args.config)
+    for name, value in vars(args).items():
+        if isinstance(value, datetime) and value.tzinfo is None:  # days count in the operator's zone, not in the host's
+            setattr(args, name, value.replace(tzinfo=config.operator.zone))
     store = adapters.database(config, "api")
     return config, store, adapters.desk(config, store)
 
@@ -223,11 +235,11 @@ def _list_holds(args: argparse.Namespace) -> None:
         tables.show(store.run("standing_holds", {"limit": 10_000}), tables.HOLDS, as_json=args.json)
 
 
-def _erase(args: argparse.Namespace) -> int:
-    config, store, desk = _desk(args)
+def _erase(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
     conditions = [args.line, args.basis, args.disposition, args.since, args.until]
     if bool(args.recording) == any(condition is not None for condition in conditions):
-        raise CallrecError("It is not clear what to erase", hint="Give one recording, or conditions")
+        parser.error("say what to erase: one recording, or conditions")
+    config, store, desk = _desk(args)
     cause, account = Cause(args.cause), own_account()
     with store:
         records = adapters.rights(config, store)

@@ -225,7 +225,9 @@ def _table(columns: Iterable[str], rows: Iterable[tuple[str, ...]]) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    table = Table(*columns, box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False)
+    for name in columns:
+        table.add_column(name, overflow="fold")
     for row in rows:
         table.add_row(*map(escape, row))  # a rule's name or a server's word is no markup
     console = Console()

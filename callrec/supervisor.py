@@ -50,9 +50,10 @@ def environment(role: str, env: Mapping[str, str], metrics_directory: str) -> di
 class Supervisor:
     """Runs the roles until told to stop; leaves nothing running."""
 
-    def __init__(self, config: Config, http: tuple[str, int]) -> None:
+    def __init__(self, config: Config, http: tuple[str, int] | None, log_level: str = "INFO") -> None:
         self._config = config
         self._http = http
+        self._log_level = log_level
         self._stopping = Event()
         self._children: dict[str, subprocess.Popen[bytes]] = {}
         self._directory = ""
@@ -66,10 +67,10 @@ class Supervisor:
             gevent.signal_handler(sig, self._stopping.set)
         self._directory = tempfile.mkdtemp(prefix="callrec-metrics-")
         try:
-            server = health.serve(self._http, health.app(self._registry, self._readiness))
+            server = health.serve(self._http, health.app(self._registry, self._readiness)) if self._http else None
             keepers = {role: gevent.spawn(self._keep, role) for role in ROLES}
             minder = gevent.spawn(self._mind)
-            log.info("supervisor_started", http=f"{self._http[0]}:{self._http[1]}", roles=list(ROLES))
+            log.info("supervisor_started", http=self._http and f"{self._http[0]}:{self._http[1]}", roles=list(ROLES))
             self._stopping.wait()
             for roles, seconds in _ORDER:
                 for role in roles:
@@ -81,7 +82,8 @@ class Supervisor:
                 if child.poll() is None:
                     child.kill()
             gevent.killall([minder, *keepers.values()])
-            server.stop(timeout=1)
+            if server:
+                server.stop(timeout=1)
         finally:
             shutil.rmtree(self._directory, ignore_errors=True)
         log.info("supervisor_stopped")
@@ -91,8 +93,9 @@ class Supervisor:
         ends = 0
         while not self._stopping.is_set():
             begun = time.monotonic()
+            own = ("--config", str(self._config.path), "--http", "none", "--log-level", self._log_level)
             child = subprocess.Popen(  # noqa: S603 # our own program
-                [sys.executable, "-m", "callrec", role, "--config", str(self._config.path), "--http", "none"],
+                [sys.executable, "-m", "callrec", role, *own],
                 env=environment(role, os.environ, self._directory),
                 preexec_fn=die_with_parent(),  # noqa: PLW1509 # one prctl; it takes no lock
             )

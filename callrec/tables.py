@@ -28,12 +28,13 @@ def show(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], *, as_json: 
     from rich.console import Console  # noqa: PLC0415 # a large library, and scripts do without
     from rich.table import Table  # noqa: PLC0415
 
-    table = Table(*(name.removesuffix("_id").replace("_", " ") for name in columns), box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False)
+    for name in columns:
+        table.add_column(name.removesuffix("_id").replace("_", " "), overflow="fold")
     for row in rows:
         table.add_row(*(_text(row.get(name)) for name in columns))
     console = Console(markup=False, emoji=False)  # what stands in a row is no markup
-    if not console.is_terminal:
-        console.width = 200
+    console.width = max(console.width, 200)  # a narrow terminal breaks the lines; what rich cut off would be lost
     console.print(table)
     console.print(f"{len(rows)} listed", style="dim")
 

@@ -1,5 +1,6 @@
 """/metrics, /healthz and /readyz: what Prometheus, an orchestrator and an operator ask of a process."""
 
+import errno
 import json
 from collections.abc import Callable
 from wsgiref.types import WSGIApplication
@@ -66,10 +67,11 @@ def serve(address: tuple[str, int], pages: WSGIApplication) -> WSGIServer:
     try:
         listener = socket.create_server(address, family=family, backlog=_BACKLOG)
     except OSError as error:
+        taken = "Another process has it: choose another. " * (error.errno == errno.EADDRINUSE)
         raise ConfigError(
             f"HTTP can't listen on {address[0]}:{address[1]}",
-            detail=error.strerror or "",
-            hint="Another process has it; choose another [http] address, or --http",
+            detail=(error.strerror or "").partition(" (while")[0],  # the library's repr of the address follows
+            hint=f"{taken}See [http] in the configuration, and --http",
         ) from None
     server = WSGIServer(listener, pages, log=None, error_log=None, handler_class=_Handler, spawn=_MOST)
     server.start()

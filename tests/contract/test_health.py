@@ -97,9 +97,13 @@ def test_a_peer_that_says_nothing_more_is_let_go(pages, monkeypatch, said):
 
 
 def test_an_address_that_cannot_be_had_is_said(pages):
-    with pytest.raises(ConfigError, match="can't listen on") as refused:
-        health.serve(("127.0.0.1", pages.port), health.app(CollectorRegistry, dict))
-    assert refused.value.hint
+    for address, why in (
+        (("127.0.0.1", pages.port), r"Address already in use. Another process has it"),
+        (("192.0.2.1", 9470), r"Cannot assign requested address. See \[http\]"),
+        (("no-such-host.invalid", 9470), r"Name or service not known. See \[http\]"),
+    ):
+        with pytest.raises(ConfigError, match=f"can't listen on {address[0]}:{address[1]}. {why}"):
+            health.serve(address, health.app(CollectorRegistry, dict))
 
 
 def test_no_metric_has_a_label_that_a_caller_could_fill():

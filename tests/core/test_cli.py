@@ -6,10 +6,12 @@ import getpass
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime
+from pathlib import Path
 from uuid import UUID, uuid4
 
 import pytest
@@ -19,7 +21,7 @@ from callrec import adapters, cli, rights_cli, tables
 from callrec.check import check
 from callrec.credentials import decode_key
 from callrec.demo.installation import example
-from callrec.errors import AccessDeniedError, EnvelopeError, StoreError
+from callrec.errors import AccessDeniedError, CallrecError, EnvelopeError, StoreError
 from callrec.ledger.note import Signer
 from callrec.store import db
 
@@ -99,6 +101,8 @@ def test_every_command_explains_itself_and_each_of_its_options(call, command):
     [
         (), ("no-such-command",), ("play", "not-an-id", "-o", "x", "-p", "y"), ("play", str(uuid4()), "-o", "x.wav"),
         ("calls", "--limit", "0"), ("calls", "--limit", "-1"), ("calls", "--limit", "many"), ("mask",),
+        ("erasures", "--limit", "-1"), ("erase",), ("erase", str(uuid4()), "--line", "sales"),
+        ("hold", str(uuid4()), "--reason=dispute", "--case=c", "--review-at=2026-12-01", "--owner=Ana Novak"),
         ("listen", "--log-level", "LOUD"), ("play", str(uuid4()), "-o", "x", "-p", "dsar", "--account", "Ana Novak"),
     ],
 )  # fmt: skip
@@ -143,16 +147,18 @@ def test_a_missing_secret_is_named(call, monkeypatch, tmp_path, missing):
 
 
 @pytest.mark.parametrize("address", ["nonsense", "127.0.0.1:", "127.0.0.1:99999", "127.0.0.1:x", ":80", "127.0.0.1:0"])
-def test_an_http_address_that_is_none_is_said(address):
-    args = argparse.Namespace(http=address)
-    with pytest.raises(Exception, match="is no address") as refused:
-        cli._http(args, None)
-    assert refused.value.hint == "Give HOST:PORT or none"
+def test_an_http_address_that_is_none_is_said(call, address):
+    status, _, err = call("api", "--http", address)
+    assert status == 2
+    assert f"{address!r} is no address: give HOST:PORT or none" in err
 
 
-def test_an_http_address_and_none(monkeypatch):
-    assert cli._http(argparse.Namespace(http="127.0.0.1:80"), None) == ("127.0.0.1", 80)
-    assert cli._http(argparse.Namespace(http="none"), None) is None
+def test_an_http_address_and_none():
+    config = argparse.Namespace(http=("192.0.2.1", 9470))
+    given = {"127.0.0.1:80": ("127.0.0.1", 80), "[::1]:80": ("::1", 80), "none": None}
+    for text, address in given.items():
+        assert cli._http(cli._parser().parse_args(["run", "--http", text]), config) == address
+    assert cli._http(cli._parser().parse_args(["run"]), config) == ("192.0.2.1", 9470)
 
 
 def test_a_postgres_that_is_away_is_one_line_with_a_hint(call, monkeypatch):
@@ -226,6 +232,72 @@ def test_a_reader_who_goes_away_is_no_fault(tmp_path):
     assert (done.returncode, done.stderr) == (1, "")
 
 
+def test_an_answer_that_can_not_be_written_is_one_line():
+    """`callrec keys >FILE` on a full disk, buffered and not."""
+    for buffering in ("", "1"):
+        with Path("/dev/full").open("w") as full:
+            done = subprocess.run(
+                [sys.executable, "-m", "callrec", "keys"],
+                stdout=full,
+                stderr=subprocess.PIPE,
+                text=True,
+                check=False,
+                timeout=60,
+                env=os.environ | {"PYTHONUNBUFFERED": buffering},
+            )
+        assert (done.returncode, done.stderr) == (1, "callrec: The answer can't be written. No space left on device\n")
+
+
+def test_an_answer_that_the_terminal_has_no_letters_for_is_given_all_the_same(tmp_path):
+    """A terminal of before UTF-8: the law that a ledger quotes, in Slovenian."""
+    program = "from callrec import cli; cli.check, cli.render = lambda _: [], lambda _: 'člen'; cli.main(['check'])"
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, check=False, timeout=60,
+        env=os.environ | {"PYTHONIOENCODING": "iso-8859-1"},
+    )  # fmt: skip
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"\\u010dlen\n", b"")
+
+
+def test_a_person_who_has_enough_is_told_nothing(tmp_path):
+    """Ctrl-C while a command waits for an answer: gevent's loop reports it as a fault of its own."""
+    program = (
+        "from gevent import monkey; monkey.patch_all()\n"
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a script's & has it ignored
+        "import gevent\nfrom callrec import cli\n"
+        "def wait(_path): gevent.spawn(print, 'waits', flush=True); gevent.sleep(60)\n"
+        "cli.check = wait\nraise SystemExit(cli.main(['check']))"
+    )
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    command = subprocess.Popen([sys.executable, "-c", program], **pipes, text=True)
+    assert command.stdout.readline() == "waits\n"
+    command.send_signal(signal.SIGINT)
+    assert (*command.communicate(timeout=30), command.returncode) == ("", "", 130)
+
+
+# revoke
+
+
+class Desk:
+    """Where a withdrawal arrives."""
+
+    def revoke(self, intake):
+        self.intake = intake
+        raise CallrecError("enough")
+
+
+@pytest.mark.parametrize("said", ["2026-12-24T23:30", "2026-12-24T23:30+01:00", "2026-12-24T22:30Z"])
+def test_c4_a_time_without_a_zone_is_the_operators(call, monkeypatch, said):
+    """Hosts have UTC; a day earlier or later, and the deadline is another."""
+    desk = Desk()
+    monkeypatch.setattr(adapters, "database", lambda _config, _role: nullcontext())
+    monkeypatch.setattr(adapters, "desk", lambda _config, _store: desk)
+    assert (
+        call("revoke", "--number", "+38640123456", "--channel", "email", "--received-at", said)[2]
+        == "callrec: enough\n"
+    )
+    assert desk.intake.received_at == datetime(2026, 12, 24, 22, 30, tzinfo=UTC)
+
+
 # play
 
 
@@ -297,6 +369,10 @@ def test_play_to_a_place_that_cannot_be_written_notes_no_listening(play, tmp_pat
     status, _, err = play(recording, tmp_path / "none" / "call.wav")
     assert status == 1
     assert "can't be written. No such file or directory" in one_line(err)
+    for place in (tmp_path, "/", ".", ".."):
+        status, _, err = play(recording, place)
+        assert status == 1
+        assert "can't be written. Is a directory" in one_line(err)
     assert recording.heard == []
 
 
@@ -329,6 +405,18 @@ def test_a_table_shows_the_columns_the_number_of_rows_and_no_control_signs(capsy
     assert "1 listed" in out
     assert "\x1b[2J" not in out
     assert "?[2Jgone?next" in out
+
+
+@pytest.mark.parametrize("columns", [40, 80, 120])
+def test_a_narrow_terminal_cuts_nothing_off(capsys, monkeypatch, columns):
+    """What is listed is copied into the next command."""
+    monkeypatch.setenv("FORCE_COLOR", "1")  # rich: this is a terminal
+    monkeypatch.setenv("COLUMNS", str(columns))
+    row = {"recording_id": UUID(int=7), "started_at": ROW["arrived_at"], "line": "service-40", "basis": "consent"}
+    tables.show([row], tables.RECORDINGS, as_json=False)
+    out = capsys.readouterr().out
+    assert str(UUID(int=7)) in out
+    assert "…" not in out
 
 
 def test_an_empty_table_says_so(capsys):

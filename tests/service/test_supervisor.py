@@ -1,8 +1,12 @@
 """`callrec run`: each role a process with its own secrets alone, started again when it ends, gone when it should be."""
 
+import contextlib
 import json
 import os
 import signal
+import socket
+import subprocess
+import sys
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -171,6 +175,27 @@ def test_roles_die_with_a_supervisor_that_is_killed(node):
     os.kill(pids["run"], signal.SIGKILL)
     node.installation._process.wait(10)
     wait_until(lambda: not any(alive(pid) for pid in pids.values()), 40, "the end of all roles")
+
+
+def test_what_run_is_told_of_logs_and_http_holds_for_its_roles_too(node):
+    """It once took both options, kept to neither, and filled the log of who wanted warnings alone."""
+    installation = node.installation
+    installation.stop()
+    command = [sys.executable, "-m", "callrec", "run", "--log-level", "WARNING", "--http", "none"]
+    run = subprocess.Popen(command, env=installation.env, stderr=subprocess.PIPE, text=True)
+
+    def listens(address):
+        with contextlib.suppress(OSError), socket.create_connection(address, timeout=5):
+            return True
+
+    try:
+        wait_until(lambda: listens(installation.listen) and listens(installation.callbacks), 30, "the roles")
+        assert not listens(installation.http)
+    finally:
+        run.terminate()
+        said = run.communicate(timeout=40)[1]
+    assert run.returncode == 0
+    assert {json.loads(line)["level"] for line in said.splitlines()} <= {"warning", "error"}
 
 
 # Without processes
