@@ -8,7 +8,7 @@ import ipaddress
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -22,7 +22,7 @@ from callrec.config import Config, parse
 from callrec.credentials import LEDGER_KEY, ROLES
 from callrec.errors import ConfigError
 from callrec.sound import inspect
-from callrec.strict_toml import quoted
+from callrec.strict_toml import Address, quoted
 
 
 class Severity(StrEnum):
@@ -56,7 +56,7 @@ def check(path: str | Path, env: Mapping[str, str] | None = None) -> list[Findin
     config, faults = parse(path, os.environ if env is None else env)
     found = [Finding(Severity.ERROR, fault.where, fault.what, fault.why, fault.how) for fault in faults]
     if config:
-        for part in (_prompts, _spool, _lines, _lawful, _network, _storage, _secrets, _ledger):
+        for part in (_prompts, _spool, _lines, _lawful, _network, _storage, _secrets, _left_out, _ledger):
             found.extend(part(config))
     return sorted(found, key=lambda finding: finding.severity)  # "error" sorts first, the rest keeps its order
 
@@ -132,6 +132,9 @@ def _spool(config: Config) -> Iterator[Finding]:
     if kind.startswith(_NETWORK_FILE_SYSTEMS):
         why = "A write that waits for the network stops the audio of the call"
         yield _error(where, f"is {path}, on {kind}", why, "Use a local disk")
+    if config.spool.max_size and config.spool.consent_reserve >= config.spool.max_size:
+        why = "Nothing would ever be recorded by consent"
+        yield _error("spool.consent_reserve", "is not less than max_size", why, "Make it a small part of max_size")
     disk = shutil.disk_usage(path)
     if disk.free < config.spool.min_free:
         what = f"is {path}, which has {disk.free >> 20} MiB free, less than min_free"
@@ -197,6 +200,12 @@ def _lawful(config: Config) -> Iterator[Finding]:
 
 
 def _network(config: Config) -> Iterator[Finding]:
+    taken: dict[Address, str] = {}
+    bound = {"listen.address": config.listen.address, "http.address": config.http, "http.callbacks": config.callbacks}
+    for where, address in bound.items():
+        if address.port and taken.setdefault(address, where) != where:
+            what, why = f"is {address}, as is {taken[address]}", "Only one of them can have it"
+            yield _error(where, what, why, "Choose another port")
     for where, address in (("freeswitch.event_socket", config.event_socket), ("listen.address", config.listen.address)):
         if address.host and not _loopback(address.host):
             why = "The event socket is not encrypted, and whoever reaches it commands the switch or feigns calls"
@@ -255,6 +264,26 @@ def _secrets(config: Config) -> Iterator[Finding]:
     if config.public_key == _EXAMPLE_KEY:
         why = "Everybody has the private half of it and could open what is recorded"
         yield _warning("encryption.public_key", "is the example's", why, "Make a pair of your own: callrec keys")
+
+
+def _left_out(config: Config) -> Iterator[Finding]:
+    """The secrets that may be left out, where they are not."""
+    from callrec.web.auth import Accounts  # noqa: PLC0415 # a library that no other command is to wait for
+
+    secrets = config.secrets
+    uses: dict[str, Callable[[], object]] = {
+        "CALLREC_REDIS_PASSWORD": secrets.redis_password,
+        "CALLREC_API_TOKENS": lambda: Accounts(secrets.api_tokens()),
+        "CALLREC_PRIVATE_KEY": secrets.private_key,
+        "CALLREC_S3_ACCESS_KEY_API": lambda: secrets.s3_keys("api"),
+        "CALLREC_S3_ACCESS_KEY_CHECKPOINT": lambda: secrets.s3_keys("checkpoint"),
+    }
+    for name, use in uses.items():
+        if secrets.given(name):
+            try:
+                use()
+            except ConfigError as error:
+                yield _error(name, f"can't be used: {error.message}", error.detail, error.hint)
 
 
 def _ledger(config: Config) -> Iterator[Finding]:

@@ -157,7 +157,7 @@ def _checked_key(name: str, text: str) -> bytes:
     try:
         return decode_key(text)
     except ValueError:
-        hint = f"Make one with: head -c {_KEY_BYTES} /dev/urandom | base64"
+        hint = "Give what `callrec keys` made"
         raise ConfigError(f"{name} is not {_KEY_BYTES} bytes in base64", hint=hint) from None
 
 

@@ -100,7 +100,7 @@ def test_an_address_that_cannot_be_had_is_said(pages):
     for address, why in (
         (("127.0.0.1", pages.port), r"Address already in use. Another process has it"),
         (("192.0.2.1", 9470), r"Cannot assign requested address. See \[http\]"),
-        (("no-such-host.invalid", 9470), r"Name or service not known. See \[http\]"),
+        (("no-such-host.invalid", 9470), r".+\. See \[http\]"),
     ):
         with pytest.raises(ConfigError, match=f"can't listen on {address[0]}:{address[1]}. {why}"):
             health.serve(address, health.app(CollectorRegistry, dict))

@@ -36,7 +36,7 @@ def place(tmp_path):
         sound(prompts / name)
     text = EXAMPLE.read_text(encoding="utf-8")
     text = text.replace("/usr/share/freeswitch/sounds/callrec", str(prompts)).replace("/var/spool/callrec", str(spool))
-    text = text.replace('"2GiB"', '"1MiB"').replace('"20GiB"', '"10MiB"')
+    text = text.replace('"2GiB"', '"1MiB"').replace('"20GiB"', '"10MiB"').replace('"1GiB"', '"1MiB"')
     path = tmp_path / "callrec.toml"
     path.write_text(text, encoding="utf-8")
     return path
@@ -191,6 +191,34 @@ def test_secrets_that_can_not_be_right(place):
     assert any("does not belong to encryption.public_key" in error for error in found)
     right = base64.b64encode(b"\x01" * 32).decode()
     assert errors(place, {"CALLREC_PRIVATE_KEY": right, "CALLREC_EVENT_SOCKET_PASSWORD": "x"}) == []
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"CALLREC_PRIVATE_KEY": "abc"}, "CALLREC_PRIVATE_KEY: can't be used: CALLREC_PRIVATE_KEY is not 32 bytes"),
+        ({"CALLREC_API_TOKENS": "desktop:short"}, "CALLREC_API_TOKENS: can't be used"),
+        ({"CALLREC_API_TOKENS_FILE": "/nowhere"}, "CALLREC_API_TOKENS: can't be used: The file of"),
+        ({"CALLREC_REDIS_PASSWORD_FILE": "/nowhere"}, "CALLREC_REDIS_PASSWORD: can't be used: The file of"),
+    ],
+)
+def test_a_secret_that_may_be_left_out_is_judged_where_it_is_given(place, given, says):
+    """With the first of them nobody could listen to a recording, and `check` once called it good."""
+    found = errors(place, given)
+    assert any(error.startswith(says) for error in found), found
+    assert "short" not in "".join(found)
+
+
+def test_values_that_contradict_each_other_are_errors(place):
+    change(place, '"127.0.0.1:9471"', '"127.0.0.1:9470"')
+    change(place, 'consent_reserve = "1MiB"', 'consent_reserve = "10MiB"')
+    port, reserve = sorted(errors(place))
+    assert port.startswith("http.callbacks: is 127.0.0.1:9470, as is http.address. Only one of them can have it")
+    assert reserve.startswith(
+        "spool.consent_reserve: is not less than max_size. Nothing would ever be recorded by consent"
+    )
+    change(place, 'callbacks = "127.0.0.1:9470"', 'callbacks = "127.0.0.1:8084"')
+    assert any("as is listen.address" in error for error in errors(place))
 
 
 def test_addresses_that_others_reach_are_warned_about(place):

@@ -15,6 +15,7 @@ from pathlib import Path
 from uuid import UUID, uuid4
 
 import pytest
+from fix_stack import wait_until
 from nacl.public import PrivateKey
 
 from callrec import adapters, cli, rights_cli, tables
@@ -270,6 +271,8 @@ def test_a_person_who_has_enough_is_told_nothing(tmp_path):
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     command = subprocess.Popen([sys.executable, "-c", program], **pipes, text=True)
     assert command.stdout.readline() == "waits\n"
+    about = Path(f"/proc/{command.pid}/stat")
+    wait_until(lambda: about.read_text().rpartition(") ")[2].startswith("S"), 30, "the command to wait")
     command.send_signal(signal.SIGINT)
     assert (*command.communicate(timeout=30), command.returncode) == ("", "", 130)
 
