@@ -10,8 +10,8 @@ RUN /build/bin/pip wheel --require-hashes --no-build-isolation --use-pep517 --wh
 
 COPY . .
 RUN /build/bin/pip wheel --no-deps --no-build-isolation --wheel-dir /wheels . \
- && python -m venv /opt/callrec \
- && /opt/callrec/bin/pip install --no-index --no-deps /wheels/*.whl
+ && python -m venv --without-pip /opt/callrec \
+ && /build/bin/pip --python /opt/callrec/bin/python install --no-index --no-deps /wheels/*.whl
 
 
 FROM python:3.11-slim-bookworm

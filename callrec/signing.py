@@ -75,6 +75,10 @@ def read(table: Table) -> Signing:
     if url and not roots:
         why = "A time stamp of somebody who is not known proves nothing"
         table.fault("tsa_roots", "is missing", why, "Name the file with the authority's root certificates")
+    if roots and not url:
+        table.fault(
+            "tsa_url", "is missing", "Nobody would be asked for a stamp", "Name the authority, or remove tsa_roots"
+        )
     return Signing(
         origin=origin,
         verifiers=tuple(verifiers),

@@ -93,6 +93,7 @@ FAULTS = {
     ),
     "anchors too seldom": ("anchor_seconds = 60", "anchor_seconds = 36000", ["ledger.anchor_seconds", "1 to 3600"]),
     "a time stamp from nobody": ('# tsa_url = "http', 'tsa_url = "http', ["ledger.tsa_roots", "proves nothing"]),
+    "stamps of nobody who is asked": ('# tsa_roots = "', 'tsa_roots = "', ["ledger.tsa_url", "is missing", "asked"]),
     "unknown weekday": ('["saturday", "sunday"]', '["sabbath"]', ["calendar.weekend", '"sabbath"']),
     "day in quotes": ("extra_working = []", 'extra_working = ["2026-06-13"]', ["calendar.extra_working", "quotes"]),
     "day with a time": (

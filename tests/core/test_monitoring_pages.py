@@ -100,6 +100,22 @@ def test_the_rules_are_sound_and_each_fires_at_its_time_and_not_before():
         assert len(re.findall(what, RULES)) == len(names)
 
 
+def test_what_a_description_sends_to_is_there():
+    """Whom an alert wakes finds the chapter, the line of the log and the command that it names."""
+    said = " ".join(re.findall("description: '(.+)'", RULES))
+    readme = (ROOT / "README.md").read_text()
+    chapters = re.findall(r'README, "([^"]+)"', said) + re.findall(r"README \((\w+)\)", said)
+    assert len(chapters) >= 3
+    assert [each for each in chapters if f"**{each}.**" not in readme and f"## {each}\n" not in readme] == []
+    source = "".join(path.read_text() for path in (ROOT / "callrec").rglob("*.py"))
+    events = set(re.findall(r'"([a-z]+(?:_[a-z]+)+)"', said))
+    assert len(events) >= 8
+    assert [each for each in sorted(events) if f'("{each}"' not in source] == []
+    commands = set(re.findall(r"`callrec ([a-z-]+)", said))
+    assert len(commands) >= 8
+    assert [each for each in sorted(commands) if not re.search(rf'"{each}"', source)] == []
+
+
 def test_the_dashboard_has_a_place_for_each_panel():
     taken = set()
     for panel in DASHBOARD["panels"]:
