@@ -24,7 +24,7 @@ PYTEST := $(BIN)/python -m pytest
 .PHONY: help setup packages demo test test-freeswitch check bench bench-sweep bench-verify bench-ledger bench-audit endurance dashboard-picture chaos image lock clean
 
 help: ## list what there is
-	@grep -E '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
+	@grep -E '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 26
 
 setup: packages .venv/installed ## install what is missing: Debian packages (as root) and .venv
 
