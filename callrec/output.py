@@ -1,6 +1,5 @@
 """A file that has its name only when it is whole."""
 
-import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,8 +15,8 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
 
     CallrecError when it can't be written.
     """
-    if path.is_dir():
-        raise CallrecError(f"{path} can't be written", detail=os.strerror(errno.EISDIR))
+    if path.is_symlink() or (path.exists() and not path.is_file()):  # a device would be gone for everybody
+        raise CallrecError(f"{path} can't be written", detail="It is there, and no regular file")
     unfinished = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
         with os.fdopen(os.open(unfinished, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600), "w+b") as out:

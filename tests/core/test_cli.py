@@ -372,10 +372,14 @@ def test_play_to_a_place_that_cannot_be_written_notes_no_listening(play, tmp_pat
     status, _, err = play(recording, tmp_path / "none" / "call.wav")
     assert status == 1
     assert "can't be written. No such file or directory" in one_line(err)
-    for place in (tmp_path, "/", ".", ".."):
+    os.mkfifo(fifo := tmp_path / "fifo")
+    (link := tmp_path / "null").symlink_to("/dev/null")
+    for place in (tmp_path, "/", ".", "..", fifo, link):  # `-o /dev/null`, by root, once took the place of that
         status, _, err = play(recording, place)
         assert status == 1
-        assert "can't be written. Is a directory" in one_line(err)
+        assert "can't be written. It is there, and no regular file" in one_line(err)
+    assert fifo.is_fifo()
+    assert link.is_symlink()
     assert recording.heard == []
 
 
