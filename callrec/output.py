@@ -15,10 +15,10 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
 
     CallrecError when it can't be written.
     """
-    if path.is_symlink() or (path.exists() and not path.is_file()):  # a device would be gone for everybody
-        raise CallrecError(f"{path} can't be written", detail="It is there, and no regular file")
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
+        if path.is_symlink() or (path.exists() and not path.is_file()):  # a device would be gone for everybody
+            raise CallrecError(f"{path} can't be written", detail="It is there, and no regular file")
+        unfinished = path.with_name(f"{path.name}.{os.getpid()}.part")
         with os.fdopen(os.open(unfinished, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600), "w+b") as out:
             try:
                 yield out

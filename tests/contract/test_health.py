@@ -67,6 +67,7 @@ def test_metrics_are_what_prometheus_reads(pages):
     assert kind.startswith("text/plain; version=0.0.4")
     (family,) = [each for each in text_string_to_metric_families(body) if each.name == "callrec_test"]
     assert {sample.value for sample in family.samples if sample.name == "callrec_test_total"} == {1.0}
+    assert "_created" not in body, "a series that nobody asks for"
 
 
 @pytest.mark.parametrize(

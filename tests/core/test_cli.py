@@ -372,6 +372,7 @@ def test_play_to_a_place_that_cannot_be_written_notes_no_listening(play, tmp_pat
     status, _, err = play(recording, tmp_path / "none" / "call.wav")
     assert status == 1
     assert "can't be written. No such file or directory" in one_line(err)
+    assert "can't be written. File name too long" in play(recording, tmp_path / ("x" * 300))[2]
     os.mkfifo(fifo := tmp_path / "fifo")
     (link := tmp_path / "null").symlink_to("/dev/null")
     for place in (tmp_path, "/", ".", "..", fifo, link):  # `-o /dev/null`, by root, once took the place of that
