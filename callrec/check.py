@@ -108,7 +108,7 @@ def _prompts(config: Config) -> Iterator[Finding]:
     if not config.prompts.is_absolute():
         return
     for rate in _RATES:
-        if (config.prompts / rate).is_dir():
+        if os.path.isdir(config.prompts / rate):  # noqa: PTH112 # which is no error where this user may not look
             why = (
                 "FreeSWITCH takes a file from a directory named like the call's rate before the one that is hashed here"
             )
@@ -120,6 +120,14 @@ def _spool(config: Config) -> Iterator[Finding]:
     if not path.is_absolute():  # a fault already
         return
     where = "spool.path"
+    try:
+        path.stat()
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        how = "Let callrec's user enter the directories above it"
+        yield _error(where, f"is {path}, which can't be looked at: {error.strerror}", "Recordings wait there", how)
+        return
     if not path.is_dir():
         what = f"is {path}, which is no directory" if path.exists() else f"is {path}, which does not exist"
         how = f"install -d -m 2770 -o callrec -g freeswitch {path}"

@@ -57,7 +57,8 @@ def main(argv: Sequence[str]) -> int:
         if hasattr(args, "log_level"):  # a role has no answer
             raise
         if not isinstance(error, BrokenPipeError):  # whoever read the answer has enough of it
-            print(f"callrec: The answer can't be written. {error.strerror}", file=sys.stderr)
+            what = error.filename or "The answer can't be written"
+            print(f"callrec: {what}. {error.strerror}", file=sys.stderr)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except KeyboardInterrupt:

@@ -173,6 +173,16 @@ def test_the_spool_must_be_there_and_roomy(place):
     assert any("is no directory" in error for error in errors(place))
 
 
+def test_places_that_can_not_be_looked_at_are_errors(place):
+    """As one that callrec's user may not enter; root, who runs this, is stopped by a name that is too long alone."""
+    change(place, str(place.parent / "spool"), f"/{'s' * 300}")
+    change(place, str(place.parent / "prompts"), f"/{'p' * 300}")
+    found = errors(place)
+    assert len(found) == len(FILES) + 1
+    assert sum("ppp" in error and "can't be read: File name too long" in error for error in found) == len(FILES)
+    assert sum("sss" in error and "which can't be looked at: File name too long" in error for error in found) == 1
+
+
 def test_faults_of_the_file_and_of_the_world_are_reported_together(place):
     change(place, "max_calls = 1000", "max_call = 1000")
     change(place, '"040 40 40 66"', '"*"')
