@@ -277,6 +277,17 @@ def test_a_person_who_has_enough_is_told_nothing(tmp_path):
     assert (*command.communicate(timeout=30), command.returncode) == ("", "", 130)
 
 
+# verify
+
+
+@pytest.mark.parametrize("bundle", ["/no/such.zip", "/"])
+def test_a_bundle_that_is_not_there_is_not_called_false(call, bundle):
+    """What an inspector is shown about a name that was mistyped must not read as a verdict."""
+    status, out, err = call("verify", bundle)
+    assert (status, out) == (2, "")
+    assert f"directory: '{bundle}'" in err
+
+
 # revoke
 
 
