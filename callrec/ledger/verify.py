@@ -87,12 +87,8 @@ class Verifier:
     key_id: bytes = field(init=False)
 
     def __post_init__(self) -> None:
-        if (
-            not self.name
-            or not self.name.isprintable()
-            or {" ", "+"} & {*self.name}
-            or len(self.public_key) != _KEY_BYTES
-        ):
+        named = self.name and self.name.isprintable() and not {" ", "+"} & {*self.name}
+        if not named or len(self.public_key) != _KEY_BYTES:
             raise LedgerError("This is no key", hint="Name it ledger.example.com/calls or so; it has 32 bytes")
         about = self.name.encode() + b"\n" + ED25519 + self.public_key
         object.__setattr__(self, "key_id", sha256(about).digest()[:_ID_BYTES])
@@ -267,7 +263,8 @@ STATES = {
 def repeated(facts: Sequence[Fact]) -> dict[str, list[dict[str, Any]]]:
     """What receipt and vCon repeat of the entries."""
     told = [{name: fact[name] for name in ("entry", "kind", "at", "said")} for fact in facts]
-    of_consent = [f for f in facts if f["kind"] in STATES and f["said"].get("fate", "erase") == "erase"]
+    left = [f for f in facts if f["kind"] == "revocation_decided" and f["said"].get("why") not in ("withdrawn", "held")]
+    of_consent = [f for f in facts if f["kind"] in STATES and f not in left]  # what is held is withdrawn all the same
     states = [{"@type": STATES[fact["kind"]], "dpv:isIndicatedAtTime": fact["at"]} for fact in of_consent]
     return {"dpv:hasConsentStatus": states, "callrec:events": told}
 
@@ -278,6 +275,9 @@ def _in_words(facts: Sequence[Fact]) -> Iterator[str]:
         # A basis that the ledger was too late to take had a number, too. Then the next one says so.
         if number not in numbers and numbers.get(number + 1, {}).get("reason") != "ledger_down":
             raise LedgerError("An entry of the call is left out", detail=f"number {number} of its course")
+    # Bodies go by the call, when its recording is long gone; none of these names anybody.
+    if len({fact["told"] for fact in facts if fact["ordinal"] or fact["kind"] == "recording_stored"}) > 1:
+        raise LedgerError("An entry of the call comes without its body, others do not")
     yield f"The call's own entries are all here, 1 to {last}"
     first = {fact["kind"]: place for place, fact in reversed(list(enumerate(facts)))}
     if {"recording_started", "recording_stored"} & first.keys():
@@ -295,9 +295,8 @@ def _in_words(facts: Sequence[Fact]) -> Iterator[str]:
 
 def fact_of(leaf: bytes, body: bytes) -> Fact:
     """The entry of these bytes; `body` is empty where it is not known any more, or not told."""
-    fact: Fact = json.loads(leaf)
-    fact["said"] = json.loads(body) if body else {}
-    fact["kind"] += "_early" if fact["kind"] == "key_pressed" and fact["said"].get("meaning") == "early" else ""
+    fact: Fact = json.loads(leaf) | {"told": bool(body), "said": json.loads(body or b"{}")}
+    fact["kind"] += "_early" if fact["kind"] == "key_pressed" and fact["said"].get("meaning") != "granted" else ""
     return fact
 
 

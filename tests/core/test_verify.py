@@ -80,10 +80,11 @@ class Forge:
     def body(self, entry):
         return self.bodies[entry.entry_id - 10]
 
-    def fill(self, *, audio=AUDIO, opening=None):
+    def fill(self, *, audio=AUDIO, opening=None, untold=()):
+        """`untold`: kinds of entries that come without their bodies."""
         facts = []
         for entry in self.entries:
-            named = b'"account"' in self.body(entry)
+            named = b'"account"' in self.body(entry) or entry.kind in untold
             self.parts[f"entries/{entry.entry_id}.leaf"] = entry.canonical()
             if not named:
                 self.parts[f"entries/{entry.entry_id}.body"] = self.body(entry)
@@ -288,6 +289,30 @@ def test_an_operator_cannot_attest_another_order(course):
     assert "without what the law demands" in attested(Forge(course).fill())
 
 
+@pytest.mark.parametrize("untold", ["key_pressed", "basis_established"])
+def test_an_operator_cannot_hide_what_an_entry_says_and_have_it_taken_for_another(untold):
+    """An early key for the one that consents; a basis that demands a key for one that does not."""
+    course = {
+        "key_pressed": [ARRIVED, HEARD, ("key_pressed", {"meaning": "early"}), BASIS, STARTED],
+        "basis_established": [ARRIVED, HEARD, BASIS, STARTED],
+    }[untold]
+    assert "without its body" in attested(Forge(course).fill(untold={untold}))
+
+
+def test_of_what_is_pruned_no_more_is_said_than_what_was_noted_and_when():
+    """Years after the recording is gone: nobody knows any more which key, nor what became of a withdrawal."""
+    early, kept = ("key_pressed", {"meaning": "early"}), ("revocation_decided", {"fate": "not_touched", "why": "x"})
+    course = [ARRIVED, early, HEARD, PRESSED, BASIS, STARTED]
+    kinds = {kind for kind, _ in [*course, *AFTER, kept]}
+    forge = Forge(course, [*AFTER, kept]).fill(audio=b"", untold=kinds)
+    record = json.loads(forge.parts["receipt.json"])["dpv:hasRecordOfActivity"]
+    assert record["dpv:hasConsentStatus"] == []
+    del forge.parts["notice.txt"], forge.parts["notice.wav"]
+    text = "\n".join(said(forge.attest().zip()))
+    assert "The recording started at" in text
+    assert "was pressed" not in text
+
+
 def test_an_operator_cannot_leave_out_a_note_of_the_call():
     for ordinal in range(1, len(CONSENT)):
         assert f"number {ordinal} of its course" in attested(Forge(skip={ordinal}).fill()), ordinal
@@ -309,15 +334,18 @@ def test_an_operator_cannot_attest_another_sound_or_text(name, data):
 
 
 def test_a_withdrawal_ends_the_consent_in_the_receipt_unless_it_touched_nothing():
-    for fate, states in (
-        ("erase", ["dpv:ConsentGiven", "dpv:ConsentWithdrawn"]),
-        ("not_touched", ["dpv:ConsentGiven"]),
+    for fate, why, withdrawn in (
+        ("erase", "withdrawn", True),
+        ("waits", "held", True),  # the recording stays for now, the consent does not
+        ("waits", "not_identified_yet", False),
+        ("not_touched", "agreed_later", False),
     ):
-        forge = Forge(after=[*AFTER, ("revocation_decided", {"fate": fate, "why": "x"})]).fill()
+        states = ["dpv:ConsentGiven"] + ["dpv:ConsentWithdrawn"] * withdrawn
+        forge = Forge(after=[*AFTER, ("revocation_decided", {"fate": fate, "why": why})]).fill()
         record = json.loads(forge.parts["receipt.json"])["dpv:hasRecordOfActivity"]
         assert [each["@type"] for each in record["dpv:hasConsentStatus"]] == states
         basis = json.loads(forge.parts["vcon.json"])["attachments"][0]["body"]
-        assert [grant["granted"] for grant in basis["purpose_grants"]] == [fate != "erase"]
+        assert [grant["granted"] for grant in basis["purpose_grants"]] == [not withdrawn]
         assert said(forge.attest().zip())
 
 
