@@ -64,7 +64,7 @@ class Body:
         if max(length, len(sent)) > _LONGEST_BODY:
             raise falcon.HTTPContentTooLarge(title="The body is too long")
         try:
-            found = json.loads(sent or b"{}")
+            found = json.loads(sent or b"{}", object_pairs_hook=_once)
         except (ValueError, RecursionError):
             raise falcon.HTTPBadRequest(title="The body is not JSON") from None
         if not isinstance(found, dict):
@@ -124,6 +124,13 @@ class Body:
             raise falcon.HTTPBadRequest(
                 title="The body has fields that are not known", description=", ".join(names[:_MOST])
             )
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object; ValueError where a name stands twice, of which one reader takes the first and another the last."""
+    if len(found := dict(pairs)) < len(pairs):
+        raise ValueError
+    return found
 
 
 def identifier(text: str) -> UUID:

@@ -32,7 +32,14 @@ class Accounts:
                     detail=f"each is account:token: small letters, then {_SHORTEST} characters at least",
                     hint="Make a token with: python3 -c 'import secrets; print(secrets.token_urlsafe(32))'",
                 )
-            self._digests[account] = _digest(token)
+            digest = _digest(token)
+            if account in self._digests or digest in self._digests.values():
+                raise ConfigError(
+                    "CALLREC_API_TOKENS can't be used",
+                    detail=f"{account} is there twice, or has the token of another account",
+                    hint="Give each account one token of its own: the ledger says which of them it was",
+                )
+            self._digests[account] = digest
 
     def __bool__(self) -> bool:
         return bool(self._digests)

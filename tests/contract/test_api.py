@@ -71,7 +71,12 @@ def test_without_an_accounts_token_nothing_is_even_read(house, client, token):
 
 
 def test_tokens_are_configured_long_enough_and_with_an_account():
-    for text in ("desktop:short", f"{TOKEN}", f"Desk top:{TOKEN}"):
+    other = "u" * 32
+    for text in (
+        "desktop:short", f"{TOKEN}", f"Desk top:{TOKEN}",
+        f"desktop:{TOKEN} portal:{TOKEN}",  # whose word is it?
+        f"desktop:{TOKEN} desktop:{other}",  # one of them would not count, unsaid
+    ):  # fmt: skip
         with pytest.raises(ConfigError):
             Accounts(text)
     assert not Accounts("")
@@ -141,8 +146,9 @@ def test_a_hold_is_placed_reviewed_and_released(house, client):
 
 DEEP = b'{"proofs":' + b"[" * 30_000 + b"]" * 30_000 + b"}"
 HOSTILE = [
-    b"", b"null", b"[]", b"1e999", b"{", b'"text"', b"\xff\xfe", b"{}" * 2, DEEP, b'{"number": NaN}',
+    b"", b"null", b"[]",  b"1e999", b"{", b'"text"', b"\xff\xfe", b"{}" * 2, DEEP, b'{"number": NaN}',
     b'{"channel": "phone", "received_at": ' + b"9" * 5000 + b"}",
+    (json.dumps(WITHDRAWAL)[:-1] + ', "number": "+38631999999"}').encode(),  # a name twice
 ]  # fmt: skip
 WRONG = [
     {"number": 38631234567}, {"number": "not a number"}, {"number": "\ud800"}, {"number": "+386\u0000"},
