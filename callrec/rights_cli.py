@@ -227,7 +227,8 @@ def _hold(args: argparse.Namespace) -> None:
 def _release(args: argparse.Namespace) -> None:
     _, store, desk = _desk(args)
     with store:
-        print(f"released; recording {desk.release(args.hold, args.why, args.person_told_at)}")
+        recording = desk.release(args.hold, args.why, own_account(), args.person_told_at)
+    print(f"released; recording {recording}")
 
 
 def _list_holds(args: argparse.Namespace) -> None:

@@ -2,9 +2,9 @@
 
 -- name: held_recordings
 -- The recordings that a number, a call, a recording or a reference code leads to, as a revocation has to know them.
-SELECT r.recording_id, r.call_id, r.channel, r.node, r.line, r.basis, r.state, r.authorised_at,
+SELECT r.recording_id, r.call_id, r.channel, r.node, r.line, r.basis, r.state, r.authorised_at, k.decision,
        EXISTS (SELECT FROM hold h WHERE h.recording_id = r.recording_id AND h.released_at IS NULL) AS held
-  FROM recording r LEFT JOIN caller c USING (call_id)
+  FROM recording r JOIN call k USING (call_id) LEFT JOIN caller c USING (call_id)
  WHERE (c.lookup = ANY (%(lookups)s::bytea[]) OR r.call_id = %(call_id)s OR r.recording_id = %(recording_id)s
         OR r.reference = ANY (%(references)s::bytea[]))
    AND r.state NOT IN ('discarded', 'empty', 'lost')
@@ -59,6 +59,9 @@ WITH known AS (
     INSERT INTO erasure (recording_id, cause, deadline)
     SELECT recording_id, 'revocation', deadline FROM decided, known WHERE fate = 'erase' OR why = 'held'
     ON CONFLICT (recording_id) DO NOTHING
+), noted AS (
+    INSERT INTO ledger (call_id, recording_id, kind, body, node, at)
+    SELECT NULL, NULL, 'revocation_identified', %(body)s::jsonb, %(node)s, now() FROM known
 )
 INSERT INTO ledger (call_id, recording_id, kind, body, node, at)
 SELECT r.call_id, d.recording_id, 'revocation_decided',
@@ -66,19 +69,20 @@ SELECT r.call_id, d.recording_id, 'revocation_decided',
   FROM decided d JOIN recording r USING (recording_id);
 
 -- name: recordings_of_revocation
-SELECT r.recording_id, r.call_id, r.channel, r.node, r.line, r.basis, r.state, r.authorised_at,
+SELECT r.recording_id, r.call_id, r.channel, r.node, r.line, r.basis, r.state, r.authorised_at, k.decision,
        EXISTS (SELECT FROM hold h WHERE h.recording_id = r.recording_id AND h.released_at IS NULL) AS held
-  FROM revocation_recording v JOIN recording r USING (recording_id)
+  FROM revocation_recording v JOIN recording r USING (recording_id) JOIN call k USING (call_id)
  WHERE v.revocation_id = %(revocation_id)s;
 
 -- name: recording_rights
 -- One recording with everything that rights ask about it.
 SELECT r.recording_id, r.call_id, r.channel, r.node, r.line, r.basis, r.state, r.prefix, r.object_key, r.version_id,
-       r.lock_mode, r.retain_until, COALESCE(r.started_at, r.authorised_at) AS started_at, d.disposition,
+       r.lock_mode, r.retain_until, COALESCE(r.started_at, r.authorised_at) AS started_at, d.disposition, k.decision,
        EXISTS (SELECT FROM segment s WHERE s.recording_id = r.recording_id AND s.version_id IS NULL
                   AND s.begun_at > now() - interval '2 minutes') AS putting,
        e.recording_id IS NOT NULL AS erasing, COALESCE('key' = ANY (e.done), false) AS key_gone
-  FROM recording r LEFT JOIN disposition d USING (recording_id) LEFT JOIN erasure e USING (recording_id)
+  FROM recording r JOIN call k USING (call_id)
+       LEFT JOIN disposition d USING (recording_id) LEFT JOIN erasure e USING (recording_id)
  WHERE r.recording_id = %(recording_id)s;
 
 -- name: dispose
@@ -211,8 +215,8 @@ UPDATE hold SET applied_at = COALESCE(applied_at, now()) WHERE recording_id = %(
 UPDATE hold SET lifted_at = now() WHERE recording_id = %(recording_id)s AND released_at IS NOT NULL AND lifted_at IS NULL;
 
 -- name: expire
--- What has reached its date: its erasure is due. A held one is not (E11). What was discarded while it was being stored
--- may have left an object: that is followed, too.
+-- What has reached its date: its erasure is due, within a day of it or of its release. A held one is not (E11). What was
+-- discarded while it was being stored may have left an object: that is followed, too.
 WITH over AS (
     SELECT recording_id, 'expiry' AS cause, retain_until AS since FROM recording
      WHERE state = 'stored' AND retain_until <= %(now)s
@@ -221,7 +225,10 @@ WITH over AS (
      WHERE state = 'discarded' AND attempts > 0
 ), due AS (
     INSERT INTO erasure (recording_id, cause, deadline)
-    SELECT o.recording_id, o.cause, o.since + interval '24 hours' FROM over o
+    SELECT o.recording_id, o.cause,
+           GREATEST(o.since, (SELECT max(h.released_at) FROM hold h WHERE h.recording_id = o.recording_id))
+               + interval '24 hours'
+      FROM over o
      WHERE NOT EXISTS (SELECT FROM hold h WHERE h.recording_id = o.recording_id AND h.released_at IS NULL)
        AND NOT EXISTS (SELECT FROM erasure e WHERE e.recording_id = o.recording_id)
      ORDER BY o.since LIMIT %(limit)s
@@ -483,7 +490,7 @@ WITH period AS (
     SELECT v.revocation_id, l.entry_id
       FROM revocation v
            CROSS JOIN LATERAL (SELECT v.received_at AT TIME ZONE %(timezone)s AS at) AS received
-           JOIN ledger l ON l.call_id IS NULL AND l.kind = 'revocation_received'
+           JOIN ledger l ON l.call_id IS NULL AND l.kind IN ('revocation_received', 'revocation_identified')
                         AND l.body->>'revocation' = v.revocation_id::text
            JOIN ledger_leaf f USING (entry_id)
      WHERE (received.at + (SELECT lasts FROM period WHERE since <= received.at ORDER BY since DESC LIMIT 1))

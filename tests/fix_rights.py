@@ -142,7 +142,8 @@ class House:
         facts = make_facts(LINES[kind])
         caller = conceal(number, keys, PUBLIC) if number else None
         notes = make_notes("notice_completed", "basis_established")
-        self._calls.authorise(facts, "granted", notes, caller, timeout=5, reference=reference)
+        decision = "granted" if kind is BasisKind.CONSENT else "notice_given"
+        self._calls.authorise(facts, decision, notes, caller, timeout=5, reference=reference)
         at = datetime.now(UTC)
         with wave.open(str(self.spool.path(facts.recording_id)), "wb") as file:
             file.setnchannels(2)

@@ -122,7 +122,7 @@ class Desk:
         )  # fmt: skip
         return self._lookup_keys.every(json.dumps([str(part) for part in parts]))
 
-    def identify(self, revocation_id: UUID, to: Identification) -> tuple[Decision, ...]:
+    def identify(self, revocation_id: UUID, to: Identification, account: str) -> tuple[Decision, ...]:
         """The person is known now, or asked, or was found not to be the caller: decide again (E5)."""
         row = self._records.revocation(revocation_id)
         if row is None:
@@ -139,7 +139,7 @@ class Desk:
             recording_id=row["recording_id"],
         )
         decisions = revocation.decide(said, [self._recording(each) for each in found])
-        self._records.identified(revocation_id, now.value, decisions)
+        self._records.identified(revocation_id, now.value, decisions, account)
         self._stop_running(decisions, found)
         return decisions
 
@@ -162,17 +162,18 @@ class Desk:
     def _recording(self, row: Mapping[str, Any]) -> revocation.Recording:
         return revocation.Recording(
             recording_id=row["recording_id"],
-            kind=self._kind(row["basis"]),
+            kind=self._kind(row),
             agreed=Receipt(row["authorised_at"], 0),
             running=row["state"] in _RUNNING,
             held=row["held"],
             erased=row["state"] == "erased",
         )
 
-    def _kind(self, basis: str) -> BasisKind:
-        """A basis that is no longer configured is taken for a statutory one: consent alone can be withdrawn."""
-        known = self._bases.get(basis)
-        return known.kind if known else BasisKind.NOTICE
+    def _kind(self, row: Mapping[str, Any]) -> BasisKind:
+        """Of a basis that is no longer configured the call says it: who granted it, and may have withdrawn since."""
+        if known := self._bases.get(row["basis"]):
+            return known.kind
+        return BasisKind.CONSENT if row["decision"] in {"granted", "withdrawn"} else BasisKind.NOTICE
 
     def _stop_running(self, decisions: Collection[Decision], rows: Collection[Mapping[str, Any]]) -> None:
         channels = {row["recording_id"]: row["channel"] for row in rows}
@@ -186,7 +187,7 @@ class Desk:
         """What the agent's desktop says of a call; ConflictError where that contradicts what stands (A9)."""
         row = self._row(recording_id)
         standing = Disposition(row["disposition"]) if row["disposition"] else None
-        outcome = disposition.decide(self._kind(row["basis"]), said, standing, erasing=row["erasing"])
+        outcome = disposition.decide(self._kind(row), said, standing, erasing=row["erasing"])
         if isinstance(outcome, disposition.Refused):
             raise ConflictError(_REFUSALS[outcome.refusal].format(standing=outcome.standing))
         if isinstance(outcome, disposition.Unchanged):
@@ -212,18 +213,18 @@ class Desk:
             return self.hold(recording_id, reason, case=case, owner=owner, review_at=review_at)  # its key went just now
         return placed
 
-    def review(self, hold_id: UUID, review_at: datetime) -> Hold:
+    def review(self, hold_id: UUID, review_at: datetime, account: str) -> Hold:
         _, hold = self._standing(hold_id)
         reviewed = holds.review(hold, at=self._clock(), review_at=review_at, longest=self._longest_hold)
-        self._records.review_hold(reviewed)
+        self._records.review_hold(reviewed, account)
         return reviewed
 
-    def release(self, hold_id: UUID, why: str, person_told_at: datetime | None = None) -> UUID:
+    def release(self, hold_id: UUID, why: str, account: str, person_told_at: datetime | None = None) -> UUID:
         """End a hold; what was due goes on. Gives the recording."""
         recording_id, hold = self._standing(hold_id)
         at = self._clock()
         holds.check_release(hold, why=why, at=at, person_told_at=person_told_at)
-        self._records.release_hold(hold, why, at)
+        self._records.release_hold(hold, why, at, account, person_told_at)
         return recording_id
 
     def _standing(self, hold_id: UUID) -> tuple[UUID, Hold]:

@@ -124,6 +124,8 @@ class Eraser:
                     self._records.erasure_waits(recording_id, "waits", self._clock() + timedelta(days=1), error=rule)
                     return
                 case steps.WaitsForWriter():
+                    if row["state"] in _UNDER_WAY:
+                        self._spool.withdraw(recording_id)  # `ship` must not store it any more
                     if row["state"] in _RUNNING:  # an order given before may have met no listener
                         self._stop(row["channel"], "stop")
                     due_at = self._clock() + timedelta(seconds=_WRITER)
@@ -172,14 +174,12 @@ class Eraser:
         ]
         return max(ends, default=None)
 
-    # The steps. Each may be repeated, and gives what it found left (the verification alone).
+    # The steps but the key's, which is one statement. Each may be repeated, and gives what it found left (the
+    # verification alone).
 
     def _perform(self, step: Step, claimed: Claimed, row: dict[str, Any]) -> set[Step]:
         recording_id = claimed.recording_id
         match step:
-            case Step.KEY:
-                if row["state"] in _UNDER_WAY:
-                    self._spool.withdraw(recording_id)  # `ship` must not store it any more
             case Step.OBJECTS:
                 self._delete(self._versions(row), markers=False)
             case Step.MARKERS:

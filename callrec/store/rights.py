@@ -109,9 +109,10 @@ class RightsRecords:
     def recordings_of_revocation(self, revocation_id: UUID) -> list[Row]:
         return self._database.run("recordings_of_revocation", {"revocation_id": revocation_id})
 
-    def identified(self, revocation_id: UUID, identification: str, decisions: Iterable[Decision]) -> None:
+    def identified(self, revocation_id: UUID, identification: str, decisions: Iterable[Decision], account: str) -> None:
+        body = {"revocation": str(revocation_id), "identification": identification, "account": account}
         about = {"revocation_id": revocation_id, "identification": identification, "decisions": _decisions(decisions)}
-        self._database.run("identified", about | {"node": self._node})
+        self._database.run("identified", about | {"body": json.dumps(body), "node": self._node})
 
     def deadlines(self) -> list[Row]:
         """Revocations that have come near their deadline, or passed it, since the last look."""
@@ -196,13 +197,14 @@ class RightsRecords:
         }
         return bool(self._database.run("place_hold", about))
 
-    def review_hold(self, hold: Hold) -> bool:
-        body = {"hold": str(hold.id), "review_at": hold.review_at.isoformat()}
+    def review_hold(self, hold: Hold, account: str) -> bool:
+        body = {"hold": str(hold.id), "review_at": hold.review_at.isoformat(), "account": account}
         about = {"hold_id": hold.id, "review_at": hold.review_at, "reviews": hold.reviews}
         return bool(self._database.run("review_hold", about | {"body": json.dumps(body), "node": self._node}))
 
-    def release_hold(self, hold: Hold, why: str, at: datetime) -> bool:
-        body = {"hold": str(hold.id)}  # why is somebody's words: in the row, not in the ledger, which forgets nothing
+    def release_hold(self, hold: Hold, why: str, at: datetime, account: str, told_at: datetime | None) -> bool:
+        # why is somebody's words: in the row, not in the ledger, which forgets nothing
+        body = {"hold": str(hold.id), "account": account} | ({"person_told_at": told_at.isoformat()} if told_at else {})
         about = {"hold_id": hold.id, "why": why, "at": at, "body": json.dumps(body), "node": self._node}
         return bool(self._database.run("release_hold", about))
 

@@ -198,11 +198,10 @@ class Callbacks:
         }
 
     def _identify(self, request: falcon.Request, subject: str) -> tuple[str, dict[str, Any]]:
-        self._accounts.account(request.auth or "")
-        body = Body(request)
+        account, body = self._accounts.account(request.auth or ""), Body(request)
         to = body.one_of("identification", Identification)
         body.end()
-        return falcon.HTTP_200, {"recordings": _told(self._desk.identify(identifier(subject), to))}
+        return falcon.HTTP_200, {"recordings": _told(self._desk.identify(identifier(subject), to, account))}
 
     def _dispose(self, request: falcon.Request, subject: str) -> tuple[str, dict[str, Any]]:
         account, body = self._accounts.account(request.auth or ""), Body(request)
@@ -223,19 +222,18 @@ class Callbacks:
         return falcon.HTTP_201, {"hold": str(hold.id), "review_at": hold.review_at.isoformat()}
 
     def _review(self, request: falcon.Request, subject: str) -> tuple[str, dict[str, Any]]:
-        self._accounts.account(request.auth or "")
-        body = Body(request)
+        account, body = self._accounts.account(request.auth or ""), Body(request)
         review_at = body.time("review_at")
         body.end()
-        return falcon.HTTP_200, {"review_at": self._desk.review(identifier(subject), review_at).review_at.isoformat()}
+        reviewed = self._desk.review(identifier(subject), review_at, account)
+        return falcon.HTTP_200, {"review_at": reviewed.review_at.isoformat()}
 
     def _release(self, request: falcon.Request, subject: str) -> tuple[str, dict[str, Any]]:
-        self._accounts.account(request.auth or "")
-        body = Body(request)
+        account, body = self._accounts.account(request.auth or ""), Body(request)
         why = body.text("why")
         told_at = body.time("person_told_at") if body.has("person_told_at") else None
         body.end()
-        return falcon.HTTP_200, {"recording": str(self._desk.release(identifier(subject), why, told_at))}
+        return falcon.HTTP_200, {"recording": str(self._desk.release(identifier(subject), why, account, told_at))}
 
 
 class _Post:

@@ -77,6 +77,7 @@ class Archive:
         for recording in recordings:
             self.change("INSERT INTO revocation_recording VALUES (%s, %s, 'erase', 'withdrawn')", revocation, recording)
         self.records.entry("revocation_received", {"revocation": str(revocation), "channel": "post"})
+        self.records.entry("revocation_identified", {"revocation": str(revocation), "account": "dpo-1"})
         return revocation
 
     def change(self, statement, *values):
@@ -208,7 +209,7 @@ def test_a_revocation_goes_with_the_evidence_of_its_calls_c6(archive):
     archive.prune()
     left = {row["revocation_id"] for row in archive.stores.rows("SELECT revocation_id FROM revocation")}
     assert left == {of_kept, recent, unsigned}
-    told = archive.stores.rows("SELECT body FROM ledger WHERE kind = 'revocation_received' AND body IS NOT NULL")
+    told = archive.stores.rows("SELECT body FROM ledger WHERE kind LIKE 'revocation_%%' AND body IS NOT NULL")
     assert {UUID(row["body"]["revocation"]) for row in told} == left
     linked = archive.stores.rows("SELECT revocation_id FROM revocation_recording")
     assert {row["revocation_id"] for row in linked} == {of_kept, recent}

@@ -130,7 +130,7 @@ def test_what_is_held_stays_and_is_not_heard_and_goes_on_when_released_e11(house
     assert house.left(kept) == EVERYTHING
     with pytest.raises(StorageError):
         house.sweep.delete_version(kept.key, kept.version_id, bypass_governance=True)
-    house.desk().release(placed.id, "the dispute is over")
+    house.desk().release(placed.id, "the dispute is over", "dpo")
     sweeper.apply_holds()
     assert not house.sweep.held(kept.key, kept.version_id)
     assert house.player(ALLOWED, kept.recording_id)
@@ -142,6 +142,29 @@ def test_what_is_held_stays_and_is_not_heard_and_goes_on_when_released_e11(house
     ]  # fmt: skip
 
 
+def test_what_was_held_beyond_its_date_goes_within_a_day_of_the_release(house):
+    kept = house.record()
+    placed = hold(house, kept)
+    house.stores.admin.execute("UPDATE recording SET retain_until = now() - interval '30 days'")
+    house.desk().release(placed.id, "the dispute is over", "dpo")
+    house.sweeper().expire()
+    assert house.erasure(kept.recording_id)["deadline"] > datetime.now(UTC) + timedelta(hours=23)
+
+
+def test_who_released_a_hold_and_when_the_person_was_told_is_in_the_ledger_e11(house):
+    kept = house.record()
+    placed = hold(house, kept, HoldReason.RESTRICTION)
+    house.desk().review(placed.id, datetime.now(UTC) + timedelta(days=40), "legal-3")
+    told_at = datetime.now(UTC)
+    house.desk().release(placed.id, "it is right as it is", "dpo-2", told_at)
+    entries = house.stores.rows("SELECT kind, body FROM ledger WHERE kind IN ('hold_reviewed', 'hold_released')")
+    bodies = {entry["kind"]: entry["body"] for entry in entries}
+    assert bodies["hold_reviewed"]["account"] == "legal-3"
+    assert (bodies["hold_released"]["account"], bodies["hold_released"]["person_told_at"]) == (
+        "dpo-2", told_at.isoformat(),
+    )  # fmt: skip
+
+
 def test_a_withdrawal_meets_a_hold_waits_and_is_carried_out_on_release(house):
     kept = house.record()
     placed = hold(house, kept)
@@ -151,7 +174,7 @@ def test_a_withdrawal_meets_a_hold_waits_and_is_carried_out_on_release(house):
     assert house.left(kept) == EVERYTHING
     assert house.erasure(kept.recording_id)["state"] == "waits"
     assert "release" in house.erasure(kept.recording_id)["last_error"]
-    house.desk().release(placed.id, "settled")
+    house.desk().release(placed.id, "settled", "dpo")
     house.erase_all()
     assert house.left(kept) == set()
 
@@ -184,6 +207,23 @@ def test_a_hold_that_comes_between_the_look_and_the_deletion_of_the_key_wins(hou
     assert "key_erased" not in house.kinds(kept.recording_id)
 
 
+def test_so_it_does_for_one_that_is_not_stored_yet(house):
+    kept = house.record(until="finished")
+    house.desk().erase(kept.recording_id, Cause.NO_LONGER_NEEDED, "dpo")
+    eraser = house.eraser()
+    erase_key = eraser._records.erase_key
+
+    def hold_then_erase(recording_id, done):
+        hold(house, kept)
+        return erase_key(recording_id, done)
+
+    eraser._records.erase_key = hold_then_erase
+    house.erase_all(eraser)
+    house.store()
+    assert house.row(kept.recording_id)["state"] == "stored"
+    assert "consent" in house.left(kept)
+
+
 def test_after_the_key_nothing_can_be_held(house):
     kept = house.record()
     house.desk().erase(kept.recording_id, Cause.NO_LONGER_NEEDED, "dpo")
@@ -208,7 +248,7 @@ def test_holds_to_be_reviewed_are_counted_and_one_that_fails_keeps_no_other_wait
     assert (counted(metrics.HOLDS), counted(metrics.HOLDS_OVERDUE)) == (2, 0)
     house.sweeper(clock=later(days=31)).mind()
     assert counted(metrics.HOLDS_OVERDUE) == 2
-    house.desk(clock=later(days=20)).review(placed.id, datetime.now(UTC) + timedelta(days=100))
+    house.desk(clock=later(days=20)).review(placed.id, datetime.now(UTC) + timedelta(days=100), "dpo")
     house.sweeper(clock=later(days=31)).mind()
     assert counted(metrics.HOLDS_OVERDUE) == 1
 
@@ -316,9 +356,35 @@ def test_somebody_unknown_blocks_listening_until_known_and_then_it_goes_d3(house
     assert house.left(kept) == EVERYTHING
     with pytest.raises(AccessDeniedError):
         house.player(ALLOWED, kept.recording_id)
-    house.desk().identify(answer.revocation_id, Identification.VERIFIED)
+    house.desk().identify(answer.revocation_id, Identification.VERIFIED, "dpo")
     house.erase_all()
     assert house.left(kept) == set()
+
+
+def test_each_step_of_an_identification_is_in_the_ledger_even_where_it_leads_to_nothing_e5(house):
+    desk = house.desk()
+    answer = desk.revoke(withdrawal(number=NUMBER, proofs=[]))  # no recording of this number
+    desk.identify(answer.revocation_id, Identification.INFO_REQUESTED, "agent-7")
+    desk.identify(answer.revocation_id, Identification.VERIFIED, "dpo-2")
+    steps = house.stores.rows("SELECT body FROM ledger WHERE kind = 'revocation_identified' ORDER BY entry_id")
+    assert [step["body"] for step in steps] == [
+        {"revocation": str(answer.revocation_id), "identification": state, "account": account}
+        for state, account in (("info_requested", "agent-7"), ("verified", "dpo-2"))
+    ]
+
+
+@pytest.mark.parametrize("kind", BasisKind)
+def test_a_basis_that_the_configuration_has_no_more_is_withdrawn_from_as_before(house, kind):
+    """The operator has renamed it for new calls. What callers agreed to is kept for months yet."""
+    kept = house.record(kind)
+    desk = house.desk()
+    desk._bases = {}
+    answer = desk.revoke(withdrawal(number=NUMBER))
+    consent = kind is BasisKind.CONSENT
+    assert fates(answer) == {kept.recording_id: ("erase", "withdrawn") if consent else ("not_touched", "statutory")}
+    if consent:
+        with pytest.raises(ConflictError, match="A9"):  # and no agent's word seals it
+            desk.dispose(kept.recording_id, Said(Disposition.ORDER), "agent-7")
 
 
 def test_somebody_who_is_not_the_caller_changes_nothing(house):
@@ -326,14 +392,14 @@ def test_somebody_who_is_not_the_caller_changes_nothing(house):
     desk = house.desk()
     answer = desk.revoke(withdrawal(number=NUMBER, proofs=[]))
     with pytest.raises(ConflictError):
-        desk.identify(answer.revocation_id, Identification.FAILED)  # without having been asked
-    desk.identify(answer.revocation_id, Identification.INFO_REQUESTED)
-    desk.identify(answer.revocation_id, Identification.FAILED)
+        desk.identify(answer.revocation_id, Identification.FAILED, "dpo")  # without having been asked
+    desk.identify(answer.revocation_id, Identification.INFO_REQUESTED, "dpo")
+    desk.identify(answer.revocation_id, Identification.FAILED, "dpo")
     assert house.player(ALLOWED, kept.recording_id)
     house.erase_all()
     assert house.left(kept) == EVERYTHING
     with pytest.raises(UnknownError):
-        desk.identify(kept.recording_id, Identification.VERIFIED)
+        desk.identify(kept.recording_id, Identification.VERIFIED, "dpo")
 
 
 def test_consent_that_was_received_after_the_withdrawal_prevails_d5(house):
@@ -741,7 +807,7 @@ def test_a_recording_that_is_not_there_is_unknown(house):
     for ask in (
         lambda: house.desk().erase(kept.call_id, Cause.ORDER, "dpo"),
         lambda: house.desk().dispose(kept.call_id, Said(Disposition.ORDER), "a"),
-        lambda: house.desk().release(kept.call_id, "why"),
+        lambda: house.desk().release(kept.call_id, "why", "dpo"),
     ):
         with pytest.raises(UnknownError):
             ask()

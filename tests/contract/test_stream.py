@@ -437,7 +437,7 @@ def test_what_is_held_stays_as_it_is_until_the_hold_ends(house, ship, other):
     assert (call.row["node"], call.row["incomplete"]) == (OTHER, True)
     assert house.spool.has(call.id)
     assert metrics.SPOOL_ORPHANS._value.get() == 1
-    house.desk().release(hold.id, "over", None)
+    house.desk().release(hold.id, "over", "dpo")
     comes_back(house, ship, call)
     stored(house, call, NODE, incomplete=False, seconds=3.0)
 
