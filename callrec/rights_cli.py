@@ -204,7 +204,7 @@ def _revoke(args: argparse.Namespace) -> None:
 def _identify(args: argparse.Namespace) -> None:
     _, store, desk = _desk(args)
     with store:
-        for decision in desk.identify(args.revocation, Identification(args.identification)):
+        for decision in desk.identify(args.revocation, Identification(args.identification), own_account()):
             print(f"{decision.recording_id}  {decision.fate.value:<12} {decision.why.says}")
 
 

@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,7 +23,7 @@ from callrec import adapters, cli, rights_cli, tables
 from callrec.check import check
 from callrec.credentials import decode_key
 from callrec.demo.installation import example
-from callrec.errors import AccessDeniedError, CallrecError, EnvelopeError, StoreError
+from callrec.errors import AccessDeniedError, CallrecError, EnvelopeError, RightsError, StoreError
 from callrec.ledger.note import Signer
 from callrec.store import db
 
@@ -105,6 +106,7 @@ def test_every_command_explains_itself_and_each_of_its_options(call, command):
         ("erasures", "--limit", "-1"), ("erase",), ("erase", str(uuid4()), "--line", "sales"),
         ("hold", str(uuid4()), "--reason=dispute", "--case=c", "--review-at=2026-12-01", "--owner=Ana Novak"),
         ("listen", "--log-level", "LOUD"), ("play", str(uuid4()), "-o", "x", "-p", "dsar", "--account", "Ana Novak"),
+        ("accept-restore", "--reason", "disk", "--account", "Ana Novak"),
     ],
 )  # fmt: skip
 def test_wrong_usage_ends_with_2_and_a_hint_at_the_right_one(call, wrong):
@@ -393,6 +395,54 @@ def test_play_to_a_place_that_cannot_be_written_notes_no_listening(play, tmp_pat
     assert fifo.is_fifo()
     assert link.is_symlink()
     assert recording.heard == []
+
+
+# Times
+
+
+class Said:
+    """A desk that keeps what it is told, and takes nothing."""
+
+    def __init__(self):
+        self.times = {}
+
+    def revoke(self, intake):
+        self.times["received_at"] = intake.received_at
+        raise RightsError("enough")
+
+    def hold(self, *_, review_at, **__):
+        self.times["review_at"] = review_at
+        raise RightsError("enough")
+
+    def release(self, _hold, _why, _account, person_told_at=None):
+        self.times["person_told_at"] = person_told_at
+        raise RightsError("enough")
+
+    def bulk(self, *, since, until, **_):
+        self.times |= {"since": since, "until": until}
+        return []
+
+
+@pytest.mark.parametrize("machine", ["UTC", "Pacific/Auckland"])
+def test_a_time_without_an_offset_is_the_operators_wherever_the_machine_is_c4(call, monkeypatch, machine):
+    """A withdrawal of 23:30 that counts as the next day's has its deadline a working day too late."""
+    desk = Said()
+    monkeypatch.setattr(adapters, "database", lambda *_: nullcontext())
+    monkeypatch.setattr(adapters, "desk", lambda *_: desk)
+    monkeypatch.setattr(adapters, "rights", lambda *_: desk)
+    monkeypatch.setenv("TZ", machine)
+    time.tzset()
+    try:
+        local, some = "2026-12-22T23:30", str(uuid4())
+        call("revoke", "--recording", some, "--channel", "phone", "--received-at", local)
+        call("hold", some, "--reason", "dispute", "--case", "c", "--review-at", local)
+        call("release", some, "--why", "over", "--person-told-at", local)
+        call("erase", "--since", local, "--until", local)
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+    meant = datetime(2026, 12, 22, 22, 30, tzinfo=UTC)
+    assert desk.times == dict.fromkeys(("received_at", "review_at", "person_told_at", "since", "until"), meant)
 
 
 # Tables
