@@ -4,11 +4,14 @@ import hashlib
 import subprocess
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from uuid import uuid4
 
+import gevent
 import psycopg
 import pytest
 from fix_rights import BASES, LOOKUP_KEY, NODE, NUMBER, PATIENCE, code_reference, connect
 from fix_stack import wait_until
+from psycopg.rows import dict_row
 
 from callrec import metrics
 from callrec.call.policy import BasisKind
@@ -28,7 +31,7 @@ from callrec.rights.desk import Intake
 from callrec.rights.disposition import Disposition, Patience, Said, Unsaid
 from callrec.rights.erasure import Eraser, erased_before
 from callrec.rights.erasure_steps import Step
-from callrec.rights.holds import Cause, HoldReason
+from callrec.rights.holds import Cause, Hold, HoldReason
 from callrec.rights.reference_code import new_code, show_code
 from callrec.rights.revocation import Channel, Identification, Proof
 from callrec.rights.vigil import Vigil
@@ -222,6 +225,50 @@ def test_so_it_does_for_one_that_is_not_stored_yet(house):
     house.store()
     assert house.row(kept.recording_id)["state"] == "stored"
     assert "consent" in house.left(kept)
+
+
+class OpenTransaction:
+    """Statements that take effect when `commit` is called. In Database's place."""
+
+    def __init__(self, house, role):
+        user, password = house.stores.login(role)
+        self._connection = psycopg.connect(house.stores.url, user=user, password=password, row_factory=dict_row)
+        self._queries = house.database(role).queries
+        self.commit = self._connection.commit
+        self.close = self._connection.close
+
+    def run(self, name, params, **_):
+        return self._connection.execute(self._queries[name], params).fetchall()
+
+
+@pytest.mark.parametrize("first", ["hold", "key"])
+def test_of_a_hold_and_the_deletion_of_the_key_in_the_same_moment_one_alone_happens(house, first):
+    kept = house.record()
+    house.desk().erase(kept.recording_id, Cause.NO_LONGER_NEEDED, "dpo")
+    later_one = RightsRecords(house.database("sweep" if first == "hold" else "api"), node=NODE)
+    open_one = OpenTransaction(house, "api" if first == "hold" else "sweep")
+    earlier_one = RightsRecords(open_one, node=NODE)
+    now = datetime.now(UTC)
+    placed = Hold(uuid4(), HoldReason.COURT_ORDER, "case-1", "dpo", now, now + timedelta(days=9))
+
+    def hold_it(records):
+        return records.place_hold(kept.recording_id, placed)
+
+    def erase_it(records):
+        return records.erase_key(kept.recording_id, [Step.KEY])
+
+    does = [hold_it, erase_it] if first == "hold" else [erase_it, hold_it]
+    try:
+        assert does[0](earlier_one)
+        waiting = gevent.spawn(does[1], later_one)
+        blocked = "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+        wait_until(lambda: waiting.ready() or house.stores.rows(blocked), 10, "the other, which waits for it")
+        open_one.commit()
+        assert waiting.get(timeout=10) is False
+    finally:
+        open_one.close()
+    assert ("recording_key" in house.left(kept)) == (first == "hold")
+    assert ("hold_placed" in house.kinds(kept.recording_id)) == (first == "hold")
 
 
 def test_after_the_key_nothing_can_be_held(house):
