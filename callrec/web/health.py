@@ -3,9 +3,12 @@
 import errno
 import json
 from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
 from wsgiref.types import WSGIApplication
 
 import falcon
+import gevent
 from gevent import socket
 from gevent.pywsgi import WSGIHandler, WSGIServer
 from prometheus_client import CollectorRegistry, generate_latest
@@ -16,6 +19,7 @@ from callrec.errors import ConfigError
 _BACKLOG = 128
 _MOST = 256  # connections at once
 _SILENCE = 10.0  # seconds that a peer may let us wait for its next bytes, or for taking ours
+_REQUEST = 30.0  # seconds until it has to have sent the whole of a request
 Readiness = dict[str, bool]  # what this process needs, by name, and whether it is there
 
 
@@ -54,11 +58,24 @@ def app(registry: Callable[[], CollectorRegistry], readiness: Callable[[], Readi
 
 
 class _Handler(WSGIHandler):
-    """Lets go of a peer that says nothing: pywsgi waits for ever."""
+    """Lets go of a peer that says nothing, or a byte now and then: pywsgi waits for ever."""
 
     def handle(self) -> None:
         self.socket.settimeout(_SILENCE)
         super().handle()
+
+    def handle_one_request(self) -> Any:
+        hangs_up = gevent.spawn_later(_REQUEST, self._hear_no_more, self.socket)
+        try:
+            return super().handle_one_request()
+        finally:
+            hangs_up.kill(block=False)
+
+    @staticmethod
+    def _hear_no_more(peer: socket.socket) -> None:
+        """What is being answered is answered all the same."""
+        with suppress(OSError):
+            peer.shutdown(socket.SHUT_RD)
 
 
 def serve(address: tuple[str, int], pages: WSGIApplication) -> WSGIServer:

@@ -2,6 +2,7 @@
 
 import json
 import socket
+import time
 import urllib.error
 import urllib.request
 
@@ -95,6 +96,24 @@ def test_a_peer_that_says_nothing_more_is_let_go(pages, monkeypatch, said):
         peer.sendall(said)
         while peer.recv(4096):
             pass
+
+
+def test_a_peer_that_says_it_letter_by_letter_is_let_go(pages, monkeypatch):
+    """None of its silences is long, and a few hundred of such would take every connection."""
+    monkeypatch.setattr(health, "_REQUEST", 0.5, raising=False)
+    deadline = time.monotonic() + 10
+    with socket.create_connection(("127.0.0.1", pages.port), timeout=0.05) as peer:
+        peer.sendall(b"GET /healthz HTTP/1.1\r\nX: ")
+        while time.monotonic() < deadline:
+            try:
+                peer.sendall(b"x")
+                if not peer.recv(4096):
+                    return
+            except TimeoutError:
+                continue
+            except OSError:
+                return
+    pytest.fail("it is still listened to")
 
 
 def test_an_address_that_cannot_be_had_is_said(pages):
