@@ -4,6 +4,7 @@ import errno
 import json
 from collections.abc import Callable
 from contextlib import suppress
+from http.client import HTTPException
 from typing import Any
 from wsgiref.types import WSGIApplication
 
@@ -70,6 +71,12 @@ class _Handler(WSGIHandler):
             return super().handle_one_request()
         finally:
             hangs_up.kill(block=False)
+
+    def read_request(self, raw_requestline: str) -> Any:
+        try:
+            return super().read_request(raw_requestline)
+        except HTTPException as error:  # too many headers: pywsgi prints whatever is no ValueError, with its traceback
+            raise ValueError(type(error).__name__) from None
 
     @staticmethod
     def _hear_no_more(peer: socket.socket) -> None:

@@ -88,6 +88,13 @@ def test_garbage_on_the_port_harms_nobody(pages):
         peer.close()
 
 
+def test_more_headers_than_are_read_leave_nothing_in_the_log(pages, capfd):
+    with socket.create_connection(("127.0.0.1", pages.port), timeout=10) as peer:
+        peer.sendall(b"GET /healthz HTTP/1.1\r\n" + b"X: y\r\n" * 200 + b"\r\n")
+        assert b" 400 " in peer.recv(4096)
+    assert capfd.readouterr() == ("", "")
+
+
 @pytest.mark.parametrize("said", [b"", b"GET /healthz HT", b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"])
 def test_a_peer_that_says_nothing_more_is_let_go(pages, monkeypatch, said):
     """Half a request would otherwise hold a connection, and one of the most at once, for ever."""
