@@ -49,7 +49,9 @@ def _revocations(commands: Commands, command: Command) -> None:
     what.add_argument("--recording", type=UUID, help="this one recording alone")
     what.add_argument("--code", help="the reference code of a caller whose number was withheld")
     revoke.add_argument("--channel", required=True, choices=list(Channel), help="how it arrived")
-    revoke.add_argument("--received-at", type=_time, help="when it arrived at the operator (now), by his clock")
+    revoke.add_argument(
+        "--received-at", type=_time, help="when it arrived at the operator, by its clocks unless it has an offset (now)"
+    )
     revoke.add_argument("--proof", action="append", default=[], choices=list(Proof), help="what shows who asks")
     revoke.add_argument("--given-by", default="self", choices=list(GivenBy), help="who asks (self)")
     revoke.add_argument("--on-behalf-of", default="", help="a reference for the child, where a parent or guardian asks")

@@ -428,7 +428,8 @@ WITH known AS (
     SELECT r.recording_id, r.call_id, max(n.cause) AS cause FROM known n JOIN recording r USING (recording_id)
      WHERE EXISTS (SELECT FROM recording_key k WHERE k.recording_id = r.recording_id)
         OR (r.state IN ('erased', 'discarded') AND EXISTS (SELECT FROM caller c WHERE c.call_id = r.call_id))
-        OR (r.state = 'stored' AND NOT EXISTS (SELECT FROM erasure e WHERE e.recording_id = r.recording_id))
+        OR (r.state IN ('authorised', 'recording', 'finished', 'stored')
+            AND NOT EXISTS (SELECT FROM erasure e WHERE e.recording_id = r.recording_id))
      GROUP BY r.recording_id
 ), gone AS (
     DELETE FROM recording_key WHERE recording_id IN (SELECT recording_id FROM again)

@@ -118,7 +118,7 @@ def test_the_entry_is_there_before_the_first_sample(shelf):
     assert next(pieces)
 
 
-def test_a_wrong_private_key_opens_nothing(shelf):
+def test_a_wrong_private_key_opens_nothing_f5(shelf):
     with pytest.raises(EnvelopeError, match="does not open"):
         list(shelf.play(ALLOWED, private_key=envelope.generate_keypair()[0]))
 

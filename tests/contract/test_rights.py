@@ -575,6 +575,14 @@ def test_a_sealed_one_that_must_still_go_is_erased_by_key_and_followed(house):
     assert house.kinds(kept.recording_id)[-1] == "recording_erased"
 
 
+def test_what_is_no_longer_needed_goes_before_its_date_on_a_statutory_basis_too_c3(house):
+    kept = house.record(SALE)
+    assert house.desk().erase(kept.recording_id, Cause.NO_LONGER_NEEDED, "dpo")
+    house.erase_all()
+    assert house.left(kept) == set()
+    assert house.erasure(kept.recording_id)["cause"] == "no_longer_needed"
+
+
 @pytest.mark.parametrize("said", [Disposition.GENERAL_INFORMATION, Disposition.NO_TRANSACTION])
 def test_what_may_not_be_kept_goes_b2_b3(house, said):
     kept = house.record(SALE)
@@ -723,6 +731,19 @@ def test_a_key_that_came_back_alone_goes_by_the_ledgers_word(house):
     assert house.row(kept.recording_id)["state"] == "erased"
 
 
+def test_what_a_restored_backup_takes_for_unfinished_was_erased_and_is_not_called_lost(house):
+    """The backup was made before it was stored; stored and erased it was after that."""
+    kept = house.record(until="finished")
+    house.spool.purge(kept.recording_id)
+    assert house.records().replay_erasures({kept.recording_id: Cause.REVOCATION}) == [kept.recording_id]
+    house.erase_all()
+    house.store()
+    wait_until(lambda: house.eraser().erase_next(), 10, "another look")
+    assert house.left(kept) == set()
+    assert house.row(kept.recording_id)["state"] == "erased"
+    assert "recording_lost" not in house.kinds(kept.recording_id)
+
+
 @pytest.mark.parametrize("fault", [StorageError("no", transient=True), KeyError("whatever")])
 def test_one_that_fails_is_put_off_and_the_others_go_on(house, fault):
     poisoned, kept = house.record(), house.record()
@@ -831,7 +852,7 @@ def test_a_lifecycle_that_drifted_is_in_the_ledger_and_counted(house):
     assert counted(metrics.LIFECYCLE_DRIFT) == len(entries[0]["body"]["rules"]) > 0
 
 
-def test_each_role_may_do_no_more_than_its_work(house):
+def test_each_role_may_do_no_more_than_its_work_f5(house):
     kept = house.record()
     for role, statement in (
         ("api", "DELETE FROM recording_key"),

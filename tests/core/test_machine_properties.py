@@ -253,6 +253,7 @@ SETTINGS = settings(max_examples=300, stateful_step_count=30)
 
 
 def test_what_must_hold_of_every_call():
+    """Of which one is that nothing starts a recording but its durable basis: no key, and no order (B7)."""
     run_state_machine_as_test(Calls, settings=SETTINGS)
 
 

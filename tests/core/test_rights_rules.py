@@ -86,7 +86,7 @@ def outcome(revocation_, *recordings):
 
 
 @pytest.mark.parametrize("channel", Channel)
-def test_d1_d2_every_channel_erases_all_consent_recordings(channel):
+def test_d1_d2_d10_every_channel_erases_all_consent_recordings(channel):
     request = Revocation(channel, Receipt(NOON + DAY, 100), Identification.VERIFIED)
     assert outcome(request, consented(FIRST), consented(SECOND)) == [(Fate.ERASE, Why.WITHDRAWN)] * 2
 
@@ -302,7 +302,7 @@ def test_b2_b3_other_kinds_erase(code):
     assert say(Said(Disposition(code))) == Erase(Disposition(code), Cause.DISPOSITION)
 
 
-def test_b1_there_are_no_other_kinds():
+def test_a10_b1_there_are_no_other_kinds():
     assert sorted(Disposition) == sorted(KEEPS + GOES)
 
 

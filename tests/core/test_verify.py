@@ -174,7 +174,7 @@ def test_what_holds_is_said_in_words():
     assert places == sorted(places)
 
 
-def test_a_refusal_is_proved_without_a_recording_and_without_a_number():
+def test_a_refusal_is_proved_without_a_recording_and_without_a_number_f7():
     forge = Forge([ARRIVED, REFUSED, UNRECORDED], []).fill(audio=b"").attest()
     text = "\n".join(said(forge.zip()))
     assert "The caller refused at" in text
