@@ -131,12 +131,13 @@ UPDATE disposition SET last_error = %(error)s, due_at = now() + %(retry_in)s * i
  WHERE recording_id = %(recording_id)s;
 
 -- name: unsaid
--- Recordings on a statutory basis that nobody said anything about, long enough after their call.
+-- Recordings on a statutory basis that nobody said anything about, long enough after their call; `told`: those too that
+-- somebody was told of and whose outcome is due.
 SELECT r.recording_id, r.stopped_at, s.escalated_at
   FROM recording r LEFT JOIN erasure e USING (recording_id) LEFT JOIN escalation s USING (recording_id)
  WHERE r.basis = ANY (%(bases)s) AND r.state = 'stored' AND NOT r.kind_known AND r.stopped_at <= %(before)s
    AND e.recording_id IS NULL
-   AND (s.recording_id IS NULL OR s.outcome_at <= %(now)s)
+   AND (s.recording_id IS NULL OR (%(told)s AND s.outcome_at <= %(now)s))
    AND NOT EXISTS (SELECT FROM hold h WHERE h.recording_id = r.recording_id AND h.released_at IS NULL)
  ORDER BY r.stopped_at LIMIT %(limit)s;
 

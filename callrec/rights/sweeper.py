@@ -116,7 +116,8 @@ class Sweeper:
     def escalate(self) -> bool:
         """Tell of calls that nobody said anything about, and do what the operator configured when nobody acts (B3)."""
         now = self._clock()
-        rows = self._records.unsaid(self._statutory, now, now - self._patience.escalate_after)
+        told = self._patience.outcome is Unsaid.ERASE
+        rows = self._records.unsaid(self._statutory, now, now - self._patience.escalate_after, told=told)
         for row in rows:
             match disposition.unsaid(row["stopped_at"], row["escalated_at"], now, self._patience):
                 case disposition.Escalate(at):

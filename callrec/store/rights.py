@@ -157,8 +157,11 @@ class RightsRecords:
     def seal_failed(self, recording_id: UUID, error: str, retry_in: float) -> None:
         self._database.run("seal_failed", {"recording_id": recording_id, "error": error, "retry_in": retry_in})
 
-    def unsaid(self, bases: Sequence[str], now: datetime, before: datetime, limit: int = 100) -> list[Row]:
-        return self._database.run("unsaid", {"bases": list(bases), "now": now, "before": before, "limit": limit})
+    def unsaid(
+        self, bases: Sequence[str], now: datetime, before: datetime, *, told: bool, limit: int = 100
+    ) -> list[Row]:
+        about = {"bases": list(bases), "now": now, "before": before, "told": told}
+        return self._database.run("unsaid", about | {"limit": limit})
 
     def escalate(self, recording_id: UUID, at: datetime, outcome_at: datetime | None) -> bool:
         """False when it was before. Without `outcome_at` only a person ends it."""

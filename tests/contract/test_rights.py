@@ -4,6 +4,7 @@ import hashlib
 import subprocess
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from uuid import uuid4
 
 import gevent
@@ -643,10 +644,22 @@ def test_where_a_person_decides_it_stays_and_a_late_word_counts(house):
     for days in (2, 9, 90):
         house.sweeper(clock=later(days=days), patience=ask).escalate()
     assert house.erasure(kept.recording_id) is None
-    assert house.records().unsaid(["market_transaction"], later(days=99)(), later(days=98)()) == []  # makes room
+    assert house.records().unsaid(["market_transaction"], later(days=99)(), later(days=98)(), told=True) == []
     house.desk().dispose(kept.recording_id, Said(Disposition.ORDER), "agent-7")
     house.sweeper().seal()
     assert house.row(kept.recording_id)["lock_mode"] == "COMPLIANCE"
+
+
+def test_what_a_person_decides_now_does_not_keep_others_from_being_told_b3(house):
+    """The operator has changed the outcome, so that a backlog is not erased; the backlog fills the look."""
+    backlog = house.record(SALE, ended=datetime.now(UTC) - timedelta(days=3))
+    house.sweeper().escalate()
+    new = house.record(SALE)
+    sweeper = house.sweeper(clock=later(days=9), patience=replace(PATIENCE, outcome=Unsaid.ASK))
+    sweeper._records.unsaid = partial(sweeper._records.unsaid, limit=1)
+    sweeper.escalate()
+    assert house.erasure(backlog.recording_id) is None
+    assert "disposition_missing" in house.kinds(new.recording_id)
 
 
 def test_what_somebody_said_something_about_is_not_asked_for_again_b3(house):
@@ -857,6 +870,7 @@ def test_each_role_may_do_no_more_than_its_work_f5(house):
     for role, statement in (
         ("api", "DELETE FROM recording_key"),
         ("api", "UPDATE erasure SET state = 'erased', erased_at = now()"),
+        ("api", "INSERT INTO erasure (recording_id, cause, state, erased_at) VALUES (NULL, 'order', 'erased', now())"),
         ("api", "SELECT sealed FROM caller"),
         ("listen", "INSERT INTO storage_probe VALUES ('b', now(), 'n', true, '{}')"),
         ("listen", "SELECT * FROM revocation"),

@@ -52,9 +52,10 @@ HARMLESS = {
         "ALTER TABLE ledger DROP CONSTRAINT ledger_can_be_hashed": "the policy says the same",
         "REVOKE callrec_ledger FROM CURRENT_USER": "as in 0003",
     },
-    "0009_holds.sql": {
+    "0009_erasing.sql": {
         "CREATE TRIGGER hold_needs_a_key": "what it refuses, the old version's own condition means to",
         "CREATE TRIGGER hold_keeps_the_key": "as above",
+        "REVOKE INSERT ON erasure FROM callrec_api": "the columns that any version writes are granted again",
     },
 }
 

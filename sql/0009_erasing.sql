@@ -29,3 +29,7 @@ REVOKE ALL ON FUNCTION hold_keeps_the_key() FROM PUBLIC;
 CREATE TRIGGER hold_keeps_the_key BEFORE UPDATE OF done ON erasure FOR EACH ROW
     WHEN ('key' = ANY (NEW.done) AND NOT 'key' = ANY (OLD.done))
     EXECUTE FUNCTION hold_keeps_the_key();
+
+-- `api` orders erasures. That one is done is not for it to say: nobody would look for the recording again.
+REVOKE INSERT ON erasure FROM callrec_api;
+GRANT INSERT (recording_id, cause, deadline) ON erasure TO callrec_api;
