@@ -15,7 +15,7 @@ from callrec.call.policy import Basis, BasisKind
 from callrec.errors import ConflictError, RightsError, UnknownError
 from callrec.ledger.caller import LookupKeys
 from callrec.rights import disposition, holds, revocation
-from callrec.rights.calendar import Calendar
+from callrec.rights.calendar import Calendar, day_begins
 from callrec.rights.disposition import Disposition, Said
 from callrec.rights.holds import Cause, Hold, HoldReason, Meeting
 from callrec.rights.reference_code import parse_code
@@ -103,7 +103,9 @@ class Desk:
                 said,
                 revocation.decide(said, [self._recording(row) for row in found]),
                 deadline=self._calendar.deadline(intake.received_at, _WORKING_DAYS),
-                alarm_at=self._calendar.deadline(intake.received_at, _ALARM_DAY).at,
+                alarm_at=day_begins(
+                    self._calendar.working_day(intake.received_at, _ALARM_DAY), self._calendar.timezone
+                ),
                 evidence_sha256=intake.evidence_sha256,
             )
         row = self._records.revocation_by_request(requests)

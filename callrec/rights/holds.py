@@ -6,7 +6,7 @@ played but for the purposes that the operator excepts, its expiry is suspended (
 refused, by `meets`. When the last hold is released, what was due goes on.
 """
 
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -116,14 +116,6 @@ def check_release(hold: Hold, *, why: str, at: datetime, person_told_at: datetim
             detail="the person who asked for it has to be told before (E11)",
             hint="Tell them, then release it with the time at which they were told",
         )
-
-
-def may_listen(holds: Collection[Hold], purpose: str, excepted: Collection[str]) -> bool:
-    """Whether a held recording is played: only for the purposes that the operator excepts, such as a legal claim (E11).
-
-    Whether the purpose is allowed at all is for the recording's basis to say (B9, B10).
-    """
-    return not holds or purpose in excepted
 
 
 def _named(what: str, value: str) -> None:

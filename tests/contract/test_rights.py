@@ -471,18 +471,19 @@ def test_the_same_request_again_is_the_same_revocation(house):
 
 
 @pytest.mark.parametrize(
-    ("received", "due"),
+    ("received", "third", "due"),
     [
-        ("2026-12-24T10:00:00+01:00", "2027-01-04T23:59:59+01:00"),
-        ("2026-04-30T10:00:00+02:00", "2026-05-08T23:59:59+02:00"),
-        ("2025-12-23T23:59:00+01:00", "2026-01-05T23:59:59+01:00"),
+        ("2026-12-24T10:00:00+01:00", "2026-12-30T00:00:00+01:00", "2027-01-04T23:59:59+01:00"),
+        ("2026-04-30T10:00:00+02:00", "2026-05-06T00:00:00+02:00", "2026-05-08T23:59:59+02:00"),
+        ("2025-12-23T23:59:00+01:00", "2025-12-30T00:00:00+01:00", "2026-01-05T23:59:59+01:00"),
     ],
 )
-def test_the_deadline_is_in_the_row_with_what_it_was_computed_from_c4(house, received, due):
+def test_deadline_and_alarm_are_in_the_row_with_what_they_were_computed_from_c4(house, received, third, due):
     house.record()
     desk = house.desk(clock=lambda: datetime(2027, 6, 1, tzinfo=UTC))
     answer = desk.revoke(withdrawal(number=NUMBER, received_at=datetime.fromisoformat(received)))
-    row = house.stores.rows("SELECT deadline, deadline_inputs FROM revocation")[0]
+    row = house.stores.rows("SELECT deadline, deadline_inputs, alarm_at FROM revocation")[0]
+    assert row["alarm_at"] == datetime.fromisoformat(third)  # when that day begins: three are left to act in
     assert row["deadline"] == answer.deadline == datetime.fromisoformat(due)
     again = Deadline.from_record(row["deadline_inputs"])
     assert again.at == row["deadline"]

@@ -44,7 +44,7 @@ from callrec.rights.erasure_steps import (
     after,
     next_step,
 )
-from callrec.rights.holds import Cause, HoldReason, check_release, may_listen, overdue, place, review
+from callrec.rights.holds import Cause, HoldReason, check_release, overdue, place, review
 from callrec.rights.reference_code import new_code, parse_code, show_code
 from callrec.rights.revocation import (
     Channel,
@@ -395,12 +395,6 @@ def test_e17_a_review_sets_the_next_date_and_a_missed_one_is_told_but_ends_nothi
 def test_a_recording_without_its_key_can_not_be_held():
     with pytest.raises(ConflictError, match="can't be held"):
         a_hold(erasure_begun=True)
-
-
-def test_e11_nobody_listens_to_a_held_recording_but_for_what_is_excepted():
-    assert may_listen([], "transaction_evidence", ["legal_claim"])
-    assert not may_listen([a_hold()], "transaction_evidence", ["legal_claim"])
-    assert may_listen([a_hold()], "legal_claim", ["legal_claim"])
 
 
 def test_e11_a_restriction_is_lifted_only_after_the_person_was_told():
