@@ -35,6 +35,7 @@ What the check does NOT prove.
     operator's anchored checkpoints, or their time stamps, say when that was at the latest.
   - That there is no other call. It is about this one alone.
   - What access.json and the manifest say in words (a purpose, a reason). Kind and time of each access are proved.
+  - What receipt.json and vcon.json say besides the events and the states of consent: read it in the events.
   - That entries were not left out when this was made, where these have no number in the call's course. That shows in a
     check of the whole ledger (callrec verify --ledger).
 
@@ -61,6 +62,7 @@ Kako preveriti. Javni ključ dobite od nekoga, ki mu zaupate, ne iz te datoteke;
 Ukaza sta zgoraj; omrežje ni potrebno. Program z besedami pove, kaj drži, in imenuje prvi del, ki ne drži.
 
 Česa preverjanje NE dokaže: da je operaterjeva centrala vpisala resnico (dokaže, da se pozneje ni nič spremenilo); kdo
-je govoril; točnega časa; da ni bilo drugih klicev; namenov in razlogov, zapisanih z besedami; da niso bili izpuščeni
-vpisi brez zaporedne številke v klicu (to pokaže preverjanje celotne knjige).
+je govoril; točnega časa; da ni bilo drugih klicev; namenov in razlogov, zapisanih z besedami; česar v receipt.json in
+vcon.json ni med dogodki in stanji privolitve; da niso bili izpuščeni vpisi brez zaporedne številke v klicu (to pokaže
+preverjanje celotne knjige).
 """

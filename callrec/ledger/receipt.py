@@ -3,7 +3,8 @@
 receipt.json   a receipt by ISO/IEC TS 27560:2023, as the W3C community group's Data Privacy Vocabulary writes it
 vcon.json      a vCon with its lawful basis, as two drafts of the IETF's have it, which say so: both will change
 
-What both repeat is what ledger/verify.py reads from the entries, and it compares them: what is told otherwise is found.
+What both repeat, the events and the states of consent, is what ledger/verify.py reads from the entries, and it compares
+them: what is told otherwise is found.
 """
 
 from collections.abc import Mapping, Sequence

@@ -333,7 +333,7 @@ def _beside(parts: dict[str, Part], kept: dict[str, bytes], facts: Sequence[Fact
             told = told[step]
         if any(told.get(member) != value for member, value in repeated(facts).items()):
             raise LedgerError(f"The part {name} says other than the entries")
-        yield f"{name} says what the entries say"
+        yield f"{name} has the events and the states of consent that the entries have"
     if "opening.json" in kept:
         opening = json.loads(kept["opening.json"])
         opened = hmac.digest(bytes.fromhex(opening["salt"]), opening["number"].encode(), "sha256").hex()

@@ -17,6 +17,7 @@ from callrec.ledger import verify
 from callrec.ledger.bundle import Container
 from callrec.ledger.caller import commitment
 from callrec.ledger.entry import Entry, canonical_body
+from callrec.ledger.leaflet import TEXT as TEXT_OF_README
 from callrec.ledger.note import Checkpoint, Signer, sign_checkpoint
 from callrec.ledger.receipt import Controller, receipt, vcon
 from callrec.ledger.tree import Frontier, inclusion_proof
@@ -167,7 +168,8 @@ def test_what_holds_is_said_in_words():
         "The legal basis consent (privolitev)", "The recording started at 2026-11-22T12:00:15.000000Z, after that",
         "It was stored", "Somebody listened to it at",
         f"The recording in audio.wav is the one of the ledger: SHA-256 {digest(AUDIO)}", "The text of the notice",
-        "The sound of the notice", "receipt.json", "vcon.json", "The number",
+        "The sound of the notice", "receipt.json has the events and the states of consent",
+        "vcon.json has the events", "The number",
     ]  # fmt: skip
     places = [text.find(each) for each in order]
     assert -1 not in places, (order[places.index(-1)], text)
@@ -347,6 +349,16 @@ def test_a_withdrawal_ends_the_consent_in_the_receipt_unless_it_touched_nothing(
         basis = json.loads(forge.parts["vcon.json"])["attachments"][0]["body"]
         assert [grant["granted"] for grant in basis["purpose_grants"]] == [not withdrawn]
         assert said(forge.attest().zip())
+
+
+def test_of_a_receipt_no_more_is_said_than_was_compared():
+    """Its purposes, say, are the operator's word; those of the ledger are among the events."""
+    forge = Forge().fill()
+    record = json.loads(forge.parts["receipt.json"])
+    record["dpv:hasRecordOfActivity"]["dpv:hasProcess"]["dpv:hasPurpose"] = ["marketing"]
+    forge.parts["receipt.json"] = json.dumps(record).encode()
+    assert not any("says what the entries say" in claim for claim in said(forge.attest().zip()))
+    assert "What receipt.json and vcon.json say besides" in TEXT_OF_README
 
 
 def test_an_operator_cannot_attest_another_number():
