@@ -15,7 +15,7 @@ RECORDINGS = (
 LEDGER = ("entry_id", "at", "kind", "body")
 HOLDS = ("hold_id", "recording_id", "reason", "case_reference", "owner", "review_at")
 EPOCHS = ("epoch", "callers", "codes", "state")
-ERASURES = ("requested_at", "recording_id", "cause", "state", "done", "deadline", "erased_at")
+ERASURES = ("requested_at", "recording_id", "cause", "state", "done", "deadline", "erased_at", "last_error")
 FINDINGS = ("kind", "subject", "version_id", "detail", "quarantined", "scope", "first_seen_at")
 
 

@@ -488,6 +488,11 @@ def test_a_narrow_terminal_cuts_nothing_off(capsys, monkeypatch, columns):
     assert "…" not in out
 
 
+def test_erasures_show_what_each_waits_for_as_the_alerts_say(capsys):
+    tables.show([{"state": "waits", "last_error": "waits for the release of a hold"}], tables.ERASURES, as_json=False)
+    assert "waits for the release of a hold" in capsys.readouterr().out
+
+
 def test_an_empty_table_says_so(capsys):
     tables.show([], tables.CALLS, as_json=False)
     assert "0 listed" in capsys.readouterr().out
