@@ -23,7 +23,7 @@ from callrec import adapters, cli, rights_cli, tables
 from callrec.check import check
 from callrec.credentials import decode_key
 from callrec.demo.installation import example
-from callrec.errors import AccessDeniedError, CallrecError, EnvelopeError, RightsError, StoreError
+from callrec.errors import AccessDeniedError, EnvelopeError, RightsError, StoreError
 from callrec.ledger.note import Signer
 from callrec.store import db
 
@@ -288,30 +288,6 @@ def test_a_bundle_that_is_not_there_is_not_called_false(call, bundle):
     status, out, err = call("verify", bundle)
     assert (status, out) == (2, "")
     assert f"directory: '{bundle}'" in err
-
-
-# revoke
-
-
-class Desk:
-    """Where a withdrawal arrives."""
-
-    def revoke(self, intake):
-        self.intake = intake
-        raise CallrecError("enough")
-
-
-@pytest.mark.parametrize("said", ["2026-12-24T23:30", "2026-12-24T23:30+01:00", "2026-12-24T22:30Z"])
-def test_c4_a_time_without_a_zone_is_the_operators(call, monkeypatch, said):
-    """Hosts have UTC; a day earlier or later, and the deadline is another."""
-    desk = Desk()
-    monkeypatch.setattr(adapters, "database", lambda _config, _role: nullcontext())
-    monkeypatch.setattr(adapters, "desk", lambda _config, _store: desk)
-    assert (
-        call("revoke", "--number", "+38640123456", "--channel", "email", "--received-at", said)[2]
-        == "callrec: enough\n"
-    )
-    assert desk.intake.received_at == datetime(2026, 12, 24, 22, 30, tzinfo=UTC)
 
 
 # play
