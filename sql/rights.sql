@@ -354,6 +354,8 @@ WITH over AS (
 ), gone AS (
     UPDATE recording SET state = 'erased' WHERE recording_id IN (SELECT recording_id FROM over)
     RETURNING recording_id, call_id
+), segments AS (
+    DELETE FROM segment WHERE recording_id IN (SELECT recording_id FROM over)
 )
 INSERT INTO ledger (call_id, recording_id, kind, body, node, at)
 SELECT g.call_id, g.recording_id, 'recording_erased',

@@ -97,11 +97,11 @@ SELECT call_id, recording_id, CASE state WHEN 'discarded' THEN 'recording_discar
 RETURNING recording_id;
 
 -- name: reclaim
--- Another node has made an object of segments, and this one, back again, has all of it: it goes on where it was, and
--- the listener says when it is finished. Not where the lock or a hold keeps the object that there is.
+-- There is an object made of segments, and this node, or its disk, is back again and has all of it: it goes on where it
+-- was, and the listener says when it is finished. Not where the lock or a hold keeps the object that there is.
 WITH back AS (
     UPDATE recording r SET node = %(node)s, state = 'recording', claimed_until = NULL
-     WHERE recording_id = %(recording_id)s AND state = 'stored' AND incomplete AND node <> %(node)s
+     WHERE recording_id = %(recording_id)s AND state = 'stored' AND incomplete
        AND lock_mode = 'GOVERNANCE' AND retain_until > now()
        AND NOT EXISTS (SELECT FROM erasure e WHERE e.recording_id = r.recording_id)
        AND NOT EXISTS (SELECT FROM hold h WHERE h.recording_id = r.recording_id AND h.released_at IS NULL)
@@ -110,7 +110,7 @@ WITH back AS (
     INSERT INTO ledger (call_id, recording_id, kind, body, node, at)
     SELECT call_id, recording_id, 'recording_reclaimed', '{}', %(node)s, now() FROM back
 )
-SELECT EXISTS (SELECT FROM back) AS reclaimed, incomplete AND node <> %(node)s AS elsewhere FROM recording
+SELECT EXISTS (SELECT FROM back) AS reclaimed, incomplete FROM recording
  WHERE recording_id = %(recording_id)s;
 
 -- name: erase_discarded
@@ -143,8 +143,11 @@ UPDATE remnant SET claimed_until = now() + %(lease)s * interval '1 second', atte
 RETURNING recording_id, attempts, superseded;
 
 -- name: remnant_gone
+-- What an incomplete recording is made of stays known: a file that comes back has to begin with exactly that.
 WITH gone AS (
-    DELETE FROM segment WHERE recording_id = %(recording_id)s
+    DELETE FROM segment WHERE recording_id = %(recording_id)s AND recording_id NOT IN (
+        SELECT recording_id FROM recording WHERE recording_id = %(recording_id)s AND state = 'stored' AND incomplete
+    )
 )
 DELETE FROM remnant WHERE recording_id = %(recording_id)s AND superseded = %(superseded)s;
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from hashlib import sha256
 from typing import BinaryIO
 
-from callrec.errors import OtherFileError, WavError
+from callrec.errors import OtherFileError, SpoolError, WavError
 from callrec.recording import wav
 from callrec.recording.facts import Streamed
 
@@ -33,7 +33,7 @@ class Plain:
         self.names = os.fstat(audio.fileno()).st_nlink
         size = audio.seek(0, os.SEEK_END)
         audio.seek(0)
-        head = audio.read(wav.HEAD_BYTES)
+        head = self._read(wav.HEAD_BYTES)
         try:
             parsed = wav.parse(head)
         except WavError:
@@ -53,7 +53,7 @@ class Plain:
         yield self.header
         left = self.length
         digest, to_judge = sha256(self._begin), self._streamed.audio_end if self._streamed else 0
-        while left > 0 and (block := self._audio.read(min(_BLOCK, left))):
+        while left > 0 and (block := self._read(min(_BLOCK, left))):
             if to_judge:
                 digest.update(block[:to_judge])
                 to_judge -= min(to_judge, len(block))
@@ -63,3 +63,9 @@ class Plain:
             yield block
         if left:
             raise OtherFileError("A recording became shorter while it was read")
+
+    def _read(self, size: int) -> bytes:
+        try:
+            return self._audio.read(size)
+        except OSError as error:
+            raise SpoolError("A recording can't be read", detail=error.strerror or type(error).__name__) from error

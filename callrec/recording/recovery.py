@@ -9,7 +9,7 @@ the sealed form, and from there on it is stored like any other, under the lock o
 Whoever takes a recording over is its owner: rows decide, not processes. Two nodes can't take the same row; a node that
 dies over it is lost itself, and the next one goes on. The old owner, when it was not dead but cut off, finds no row of
 its own any more: what it has put meanwhile is not stored, and its file stays. A node that comes back with all of a
-recording of which there is an incomplete object takes it back (Shipper.tidy): the complete object takes the place of
+recording of which there is an incomplete object takes it back (leftovers.py): the complete object takes the place of
 the other, whose version then goes.
 
 Postgres itself may have been away, and then nobody was heard of: so only who has been heard of itself, without a break,
@@ -17,6 +17,7 @@ for as long as that, says that another was not.
 """
 
 import time
+from collections import deque
 from collections.abc import Callable
 from hashlib import sha256
 from typing import TYPE_CHECKING, BinaryIO, Protocol
@@ -25,12 +26,14 @@ from uuid import UUID
 from gevent.event import Event
 
 from callrec import metrics
-from callrec.errors import StorageError, StoreError
+from callrec.errors import EnvelopeError, StorageError, StoreError
 from callrec.log import Log
 from callrec.recording import segments
 from callrec.recording.facts import Finished, Part, Streamed, segments_prefix
 from callrec.recording.note import Note
+from callrec.recording.plain import Plain
 from callrec.recording.spool import Spool
+from callrec.recording.threads import in_thread
 
 if TYPE_CHECKING:  # `listen` has no use for S3's library
     from callrec.recording.objects import S3Objects
@@ -72,6 +75,19 @@ class Assembler:
     def streamed(self, recording_id: UUID) -> Streamed | None:
         """What its file must begin with; None where nothing of it was put."""
         return self._records.streamed(recording_id)
+
+    def whole(self, recording_id: UUID) -> bool:
+        """Whether all that was put of it is in the spool. OtherFileError where its file is less, or another."""
+        audio = self._spool.open_plain(recording_id)
+        if audio is not None:
+            with audio:
+                in_thread(deque, Plain(audio, self.streamed(recording_id)).pieces(), 0)
+            return True
+        written = self._spool.sealed_note(recording_id)
+        try:  # one that was made of segments has no more than they
+            return written is not None and not Note.from_bytes(written).segments
+        except EnvelopeError:
+            return False
 
     def assemble(self, finished: Finished) -> Note | None:
         """Its note; None where there is no segment. StorageError while the object store is away.

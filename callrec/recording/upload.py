@@ -24,7 +24,7 @@ What fails is tried again for ever, with full jitter between 0 and 1, 2, 4 … 6
 
 import random
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from datetime import UTC, datetime
 from hashlib import sha256
 from typing import BinaryIO, Protocol
@@ -36,20 +36,18 @@ from gevent.event import Event
 from callrec import metrics
 from callrec.errors import CallrecError, EnvelopeError, OtherFileError, SpoolError, StoreError
 from callrec.log import Log
-from callrec.recording import envelope
+from callrec.recording import envelope, leftovers
 from callrec.recording.facts import Finished, StoredRecording, Streamed, object_name
 from callrec.recording.note import Note
 from callrec.recording.objects import S3Objects
 from callrec.recording.plain import Plain
 from callrec.recording.read_back import read_back
-from callrec.recording.spool import Spool, apart_of
+from callrec.recording.spool import Spool
 from callrec.recording.threads import in_thread
 
 WITHDRAWN = "withdrawn"  # nothing was put
-WITHDRAWN_AFTER_PUT = "withdrawn_after_put"  # there may be versions of the object's key
 EXPIRED = "expired"  # its retention ended before it could be stored; there may be versions, too
 
-_UNDER_WAY = frozenset({"authorised", "recording", "finished"})
 _BASE_SECONDS, _CAP_SECONDS = 1.0, 60.0
 _IDLE_SECONDS = 0.5
 _TIDY_SECONDS = 60.0
@@ -57,7 +55,7 @@ _DRAIN_SECONDS = 10.0
 _log = Log(__name__)
 
 
-class Records(Protocol):
+class Records(leftovers.Records, Protocol):
     """What the shipper asks of the database. Each call is one transaction; StoreError when it can't be had.
 
     All but claim() and sealed() may come twice for the same recording and then change nothing; none of them takes a
@@ -76,26 +74,14 @@ class Records(Protocol):
     def failed(self, recording_id: UUID, error: str, retry_in: float) -> None:
         """Not before `retry_in` seconds again."""
 
-    def discarded(self, recording_id: UUID, reason: str) -> None:
-        """It has to go (WITHDRAWN, WITHDRAWN_AFTER_PUT, EXPIRED): row, key row deleted, entry recording_discarded."""
-
     def empty(self, recording_id: UUID) -> None:
         """There was a header and not one frame of audio: row and entry recording_empty."""
 
     def lost(self, recording_id: UUID) -> None:
         """There is no file: row and entry recording_lost."""
 
-    def state_of(self, recording_id: UUID) -> str | None:
-        """authorised, recording or finished; stored, discarded, empty or lost; None where there is no row."""
 
-    def nothing_may_stay_of(self, recordings: Collection[UUID]) -> set[UUID]:
-        """Those of them that are erased or discarded, or came to nothing and are past their retention."""
-
-    def reclaim(self, recording_id: UUID) -> bool | None:
-        """Take back what another node has stored incomplete. False: it has not; None: it can't be had now."""
-
-
-class Segments(Protocol):
+class Segments(leftovers.Segments, Protocol):
     """What was put of a recording while it ran (recording/recovery.py)."""
 
     def streamed(self, recording_id: UUID) -> Streamed | None:
@@ -161,27 +147,8 @@ class Shipper:
         return True
 
     def tidy(self) -> bool:
-        """Remove files whose recording is settled, see withdrawals through that came too late, count the rest."""
-        orphans = len(self._spool.strangers())
-        for recording_id in (self._spool.leftovers() | self._spool.withdrawals()) - self._in_hand:
-            state = self._records.state_of(recording_id)
-            if state is None:
-                orphans += 1
-            elif state not in _UNDER_WAY and recording_id not in self._in_hand:
-                withdrawn = self._spool.withdrawn(recording_id)
-                if state == "stored" and not withdrawn and (back := self._records.reclaim(recording_id)) is not False:
-                    orphans += back is None
-                    continue
-                if withdrawn:
-                    self._records.discarded(recording_id, WITHDRAWN_AFTER_PUT)
-                self._spool.remove(recording_id)
-                self._spool.clear_withdrawn(recording_id)
-        if apart := {whose for path in self._spool.quarantined() if (whose := apart_of(path))}:
-            for recording_id in self._records.nothing_may_stay_of(apart):
-                self._spool.purge(recording_id)
-        if orphans:
-            _log.warning("spool_orphans", files=orphans)
-        metrics.SPOOL_ORPHANS.set(orphans)
+        """What is in the spool of recordings that are settled: see recording/leftovers.py."""
+        leftovers.tidy(self._records, self._spool, self._segments, self._in_hand)
         return False
 
     # One recording
@@ -250,7 +217,7 @@ class Shipper:
     def _gone(self, finished: Finished, *, after_put: bool) -> bool:
         """See a withdrawal or an expiry through, if there is one."""
         if self._spool.withdrawn(finished.recording_id):
-            reason = WITHDRAWN_AFTER_PUT if after_put else WITHDRAWN
+            reason = leftovers.WITHDRAWN_AFTER_PUT if after_put else WITHDRAWN
         elif finished.retain_until <= self._clock():
             reason = EXPIRED
         else:
@@ -297,9 +264,7 @@ class Shipper:
                         _log.error("recording_without_header", recording=recording_id)
                     return in_thread(self._seal_file, recording_id, plain)
         except OtherFileError as error:
-            self._spool.quarantine(self._spool.path(recording_id))
-            metrics.UPLOADS.labels("quarantined").inc()
-            _log.error("recording_quarantined", recording=recording_id, why=str(error))
+            leftovers.set_apart(self._spool, recording_id, str(error))
             return self._without_file(finished)
         self._nothing_said(finished)
         return None

@@ -105,7 +105,7 @@ class ShipRecords:
 
     def reclaim(self, recording_id: UUID) -> bool | None:
         row = self._database.one("reclaim", {"recording_id": recording_id, "node": self._node})
-        return True if row and row["reclaimed"] else None if row and row["elsewhere"] else False
+        return True if row and row["reclaimed"] else None if row and row["incomplete"] else False
 
     def lag(self) -> float:
         """Seconds since the oldest recording that waits was finished; 0 when none waits."""

@@ -1,5 +1,6 @@
 """Segments of running recordings, from their first to the look that finds none, on a real Postgres and Ceph RGW."""
 
+import os
 import tracemalloc
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
@@ -397,6 +398,42 @@ def test_the_complete_recording_takes_the_place_of_the_incomplete_one(house, shi
     stored(house, call, NODE, incomplete=False, seconds=4.0)
     assert "recording_reclaimed" in house.kinds(call.id)
     assert not house.spool.has(call.id)
+
+
+@pytest.mark.parametrize("tidied", [False, True])
+@pytest.mark.parametrize("left", [0, len(UNCLOSED), len(UNCLOSED) + SECOND])
+def test_a_node_that_comes_back_with_less_takes_nothing_back(house, ship, other, tidied, left):
+    """The power failed, and the end of the file was not on the disk: what left the node is all there is."""
+    call = streamed(house, ship)
+    lose(house)
+    other.take_over()
+    other.store()
+    if tidied:
+        stored(house, call, OTHER, incomplete=True, seconds=3.0)
+    os.truncate(call.path, left)
+    comes_back(house, ship, call)
+    stored(house, call, OTHER, incomplete=True, seconds=3.0)
+    assert [path.name for path in house.spool.set_apart(call.id)] == [f"{call.id}.wav"]
+
+
+def test_a_spool_that_was_not_mounted_takes_back_what_it_has(house, ship):
+    """Its files were not there for a while: nothing of them is removed for that."""
+    call, short = streamed(house, ship), Call(house)
+    for each in (call, short):
+        each.goes_on()
+        each.ends()
+    away = house.spool.root / "away"
+    (house.spool.root / "rec").rename(away)
+    (house.spool.root / "rec").mkdir()
+    ship.store()
+    stored(house, call, NODE, incomplete=True, seconds=3.0)
+    assert short.row["state"] == "lost"
+    (house.spool.root / "rec").rmdir()
+    away.rename(house.spool.root / "rec")
+    comes_back(house, ship, call)
+    stored(house, call, NODE, incomplete=False, seconds=4.0)
+    (kept,) = house.spool.set_apart(short.id)  # its key and its caller are gone: for a person to decide
+    assert kept.read_bytes() == UNCLOSED + sound(0, 1)
 
 
 @pytest.mark.parametrize("other_is_quick", [True, False])

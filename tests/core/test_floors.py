@@ -90,6 +90,7 @@ FLOORS = {
     "esl.recorder": 2,
     "esl.registry": 2,
     "esl.watcher": 2,
+    "recording.leftovers": 2,
     "recording.probe": 2,
     "recording.recovery": 2,
     "recording.stream": 2,

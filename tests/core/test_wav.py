@@ -58,6 +58,15 @@ def test_a_closed_recording_keeps_its_header():
     assert wav.duration_seconds(wav.parse(closed), 92844) == pytest.approx(5.8)
 
 
+def test_a_recording_beyond_4_gib_has_all_its_audio():
+    """libsndfile writes the size modulo 4 GiB: 6 hours at 48 kHz in stereo come to that."""
+    audio = (4 << 30) + 4400
+    said = wav.parse(header(rate=48_000, riff=4436, data=4400))
+    assert wav.audio_bytes(said, 44 + audio) == audio
+    repaired = wav.parse(wav.repaired_header(header(rate=48_000, riff=4436, data=4400), 44 + audio))
+    assert wav.audio_bytes(repaired, 44 + audio) == audio  # it says "as long as there is"
+
+
 def test_what_follows_the_audio_is_not_audio():
     assert wav.audio_bytes(wav.parse(header(riff=36 + 400 + 26, data=400)), 44 + 400 + 26) == 400
 
