@@ -76,8 +76,9 @@ SELECT r.recording_id, r.call_id, r.channel, r.node, r.line, r.basis, r.state, r
 
 -- name: recording_rights
 -- One recording with everything that rights ask about it.
-SELECT r.recording_id, r.call_id, r.channel, r.node, r.line, r.basis, r.state, r.prefix, r.object_key, r.version_id,
-       r.lock_mode, r.retain_until, COALESCE(r.started_at, r.authorised_at) AS started_at, d.disposition, k.decision,
+SELECT r.recording_id, r.call_id, r.channel, r.node, r.line, r.basis, r.state, r.prefix, r.bucket, r.object_key,
+       r.version_id, r.lock_mode, r.retain_until, COALESCE(r.started_at, r.authorised_at) AS started_at, d.disposition,
+       k.decision,
        EXISTS (SELECT FROM segment s WHERE s.recording_id = r.recording_id AND s.version_id IS NULL
                   AND s.begun_at > now() - interval '2 minutes') AS putting,
        e.recording_id IS NOT NULL AS erasing, COALESCE('key' = ANY (e.done), false) AS key_gone
@@ -217,10 +218,11 @@ UPDATE hold SET lifted_at = now() WHERE recording_id = %(recording_id)s AND rele
 
 -- name: expire
 -- What has reached its date: its erasure is due, within a day of it or of its release. A held one is not (E11). What was
--- discarded while it was being stored may have left an object: that is followed, too.
+-- discarded while it was being stored may have left an object: that is followed, too. The clocks of node and Postgres
+-- must both have come to the date.
 WITH over AS (
     SELECT recording_id, 'expiry' AS cause, retain_until AS since FROM recording
-     WHERE state = 'stored' AND retain_until <= %(now)s
+     WHERE state = 'stored' AND retain_until <= LEAST(%(now)s, now())
     UNION ALL
     SELECT recording_id, CASE WHEN retain_until <= %(now)s THEN 'expiry' ELSE 'revocation' END, %(now)s FROM recording
      WHERE state = 'discarded' AND attempts > 0

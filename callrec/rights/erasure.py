@@ -19,7 +19,7 @@ from uuid import UUID
 
 from callrec import metrics
 from callrec.call.policy import ERASED_PREFIX
-from callrec.errors import CallrecError, StoreError
+from callrec.errors import CallrecError, StorageError, StoreError
 from callrec.log import Log
 from callrec.recording.facts import object_name, segments_prefix
 from callrec.recording.objects import S3Objects, Version
@@ -210,6 +210,9 @@ class Eraser:
         return self._live.get(row["channel"]).get("call") == str(row["call_id"])
 
     def _versions(self, row: dict[str, Any]) -> list[Version]:
+        if row["bucket"] not in {None, self._objects.bucket}:  # not to find it here would prove nothing
+            hint = "Has [storage] bucket changed? What lies in the old one is erased while it names that"
+            raise StorageError("A recording lies in another bucket", detail=str(row["bucket"]), hint=hint)
         name = object_name(row["prefix"], row["started_at"], row["recording_id"])
         found = self._objects.versions(name)
         if row["object_key"] not in {None, name}:  # where it was put is what counts

@@ -48,6 +48,13 @@ def later(**delta):
     return lambda: datetime.now(UTC) + timedelta(**delta)
 
 
+def date(house, kept, until):
+    """Have the recording go at another date, and have the lock of its object end."""
+    house.stores.admin.execute(
+        "UPDATE recording SET retain_until = %s WHERE recording_id = %s", (until, kept.recording_id)
+    )
+
+
 def withdrawal(**about):
     return Intake(**{"channel": Channel.PHONE, "received_at": datetime.now(UTC), "proofs": [Proof.LOGIN]} | about)
 
@@ -72,7 +79,8 @@ def test_what_reaches_its_date_goes_whole_and_not_before_c2(house):
     house.erase_all()
     assert house.erasure(kept.recording_id) is None
     assert house.left(kept) == EVERYTHING
-    house.sweeper(clock=lambda: until).expire()
+    date(house, kept, datetime.now(UTC))
+    house.sweeper().expire()
     house.erase_all()
     assert house.left(kept) == set()
     assert house.row(kept.recording_id)["state"] == "erased"
@@ -110,6 +118,29 @@ def test_a_lock_that_the_shipper_gave_does_not_outlast_its_date(house):
     assert erased["erased_at"] >= house.row(kept.recording_id)["retain_until"]
 
 
+def test_one_clock_that_is_wrong_has_nothing_erased_c1(house):
+    """That of a node, or that of Postgres: what goes before its date does not come back."""
+    kept = house.record()
+    house.sweeper(clock=later(days=400)).expire()
+    assert house.erasure(kept.recording_id) is None
+    date(house, kept, datetime.now(UTC) - timedelta(days=1))  # as Postgres sees it
+    house.sweeper(clock=later(days=-2)).expire()
+    assert house.erasure(kept.recording_id) is None
+
+
+def test_what_lies_in_another_bucket_is_not_called_erased(house, s3):
+    """[storage] bucket was changed: nothing is found in the new one, and that proves nothing."""
+    kept, elsewhere = house.record(), connect(s3, s3.bucket_name())
+    elsewhere.create_bucket(None)
+    house.desk().erase(kept.recording_id, Cause.ORDER, "dpo")
+    house.erase_all(Eraser(house.records(), elsewhere, house.spool, house.live, print))
+    assert house.erasure(kept.recording_id)["state"] == "due"
+    assert house.bucket in house.erasure(kept.recording_id)["last_error"]
+    house.stores.admin.execute("UPDATE erasure SET due_at = now()")
+    house.erase_all()
+    assert house.left(kept) == set()
+
+
 # Holds
 
 
@@ -129,7 +160,8 @@ def test_what_is_held_stays_and_is_not_heard_and_goes_on_when_released_e11(house
     with pytest.raises(AccessDeniedError, match="held"):
         house.player(ALLOWED, kept.recording_id)
     assert house.player("legal_claim", kept.recording_id)  # the exception that the operator names
-    house.sweeper(clock=later(days=400)).expire()
+    date(house, kept, datetime.now(UTC))
+    sweeper.expire()
     house.erase_all()
     assert house.left(kept) == EVERYTHING
     with pytest.raises(StorageError):
@@ -138,7 +170,7 @@ def test_what_is_held_stays_and_is_not_heard_and_goes_on_when_released_e11(house
     sweeper.apply_holds()
     assert not house.sweep.held(kept.key, kept.version_id)
     assert house.player(ALLOWED, kept.recording_id)
-    house.sweeper(clock=later(days=400)).expire()
+    sweeper.expire()
     house.erase_all()
     assert house.left(kept) == set()
     assert [kind for kind in house.kinds(kept.recording_id) if kind.startswith("hold")] == [
