@@ -116,7 +116,9 @@ UPDATE recording
               FOR UPDATE SKIP LOCKED
        )
 RETURNING recording_id, call_id, basis, lock_mode, prefix, COALESCE(started_at, authorised_at) AS started_at,
-          retain_until, attempts, abrupt, samples;
+          retain_until, attempts, abrupt, samples, retain_until <= now() AND NOT EXISTS (
+              SELECT FROM hold h WHERE h.recording_id = recording.recording_id AND h.released_at IS NULL
+          ) AS expired;
 
 -- name: waiting
 -- What this node has still to store: how many, and since when the oldest.

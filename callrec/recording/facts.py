@@ -21,6 +21,7 @@ class Finished:
     attempts: int  # this one included
     ended_abruptly: bool  # FreeSWITCH never said that it closed the file
     samples: int | None = None  # per channel, as FreeSWITCH counted them; None where it did not say
+    expired: bool = False  # by Postgres' clock, and no hold keeps it
 
 
 @dataclass(frozen=True, slots=True)

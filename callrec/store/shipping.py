@@ -35,6 +35,7 @@ class ShipRecords:
             attempts=row["attempts"],
             ended_abruptly=row["abrupt"],
             samples=row["samples"],
+            expired=row["expired"],
         )
 
     def unclaim(self) -> None:

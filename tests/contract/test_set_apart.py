@@ -1,6 +1,7 @@
 """Files that are not what was recorded, and objects that are not what was put, on a real Postgres and Ceph RGW."""
 
 import os
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from fix_rights import NODE
@@ -9,7 +10,7 @@ from fix_stream import OTHER, SECOND, UNCLOSED, Call, lose, sound, stored, strea
 from callrec import metrics
 from callrec.ledger.audit import Audit
 from callrec.rights.erasure import Eraser
-from callrec.rights.holds import Cause
+from callrec.rights.holds import Cause, HoldReason
 from callrec.store.audit import AuditRecords
 from callrec.store.rights import RightsRecords
 
@@ -229,6 +230,30 @@ def test_what_waits_for_a_person_can_be_withdrawn_and_expires(house, ship, how):
     ship.store()
     assert call.row["state"] == "discarded"
     assert apart(house, call) == []
+
+
+def test_what_is_held_does_not_expire_before_it_is_stored_e11(house, ship):
+    call = neither_file_nor_segments(house, ship)
+    hold = house.desk().hold(
+        call.id, HoldReason.DISPUTE, case="c-1", owner="dpo", review_at=datetime.now(UTC) + timedelta(days=30)
+    )
+    house.stores.admin.execute("UPDATE recording SET retain_until = now(), due_at = now()")
+    ship.store()
+    assert call.row["state"] == "finished"
+    assert len(apart(house, call)) == 1
+    house.desk().release(hold.id, "over", None)
+    house.stores.admin.execute("UPDATE recording SET due_at = now()")
+    ship.store()
+    assert call.row["state"] == "discarded"
+    assert apart(house, call) == []
+
+
+def test_a_node_whose_clock_is_ahead_discards_nothing(house, ship):
+    call = streamed(house, ship)
+    call.ends()
+    ship.shipper._clock = lambda: datetime.now(UTC) + timedelta(days=400)
+    ship.store()
+    stored(house, call, NODE, incomplete=False, seconds=3.0)
 
 
 def test_a_node_that_comes_back_removes_what_it_had_set_apart_of_what_is_erased(house, ship, other):

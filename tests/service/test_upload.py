@@ -78,6 +78,7 @@ class FakeRecords:
                     retain_until=row["retain_until"],
                     attempts=row["attempts"],
                     ended_abruptly=False,
+                    expired=row["retain_until"] <= datetime.now(UTC),
                 )
         return None
 
