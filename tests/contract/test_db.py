@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+from uuid import uuid4
 
 import gevent
 import pytest
@@ -186,3 +187,22 @@ def test_opening_does_not_wait_for_postgres_and_finds_it_when_it_comes(own_store
     own_stores.stack.restart("postgres")
     wait_until(lambda: database.alive(0.5), 15, "Postgres usable")
     own_stores.reconnect()
+
+
+def test_who_withdraws_is_found_without_a_look_at_all_that_is_kept(database, stores):
+    """Where millions of recordings are kept, a look at each takes longer than the statement may."""
+    wanted = {"lookups": [b"l"], "call_id": uuid4(), "recording_id": uuid4(), "references": [b"r"]}
+    stores.admin.execute("SET enable_seqscan = off")
+    (plan,) = stores.admin.execute(
+        "EXPLAIN (FORMAT JSON) " + database.queries["held_recordings"], wanted
+    ).fetchone().values()  # fmt: skip
+    nodes = list(scans(plan[0]["Plan"]))
+    assert {node["Relation Name"] for node in nodes} >= {"recording", "caller"}
+    assert [node for node in nodes if "Index Cond" not in node and "Recheck Cond" not in node] == []
+
+
+def scans(node):
+    if "Relation Name" in node:
+        yield node
+    for each in node.get("Plans", []):
+        yield from scans(each)
