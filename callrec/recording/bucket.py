@@ -45,7 +45,7 @@ _PUBLIC = ["authenticated-read", "public-read", "public-read-write"]
 _SEALING = {"StringEquals": {"s3:object-lock-mode": LockMode.COMPLIANCE.value}}
 _OURS = "Callrec"
 _NO_POLICY = "NoSuchBucketPolicy"
-_YEAR = 365
+_YEAR, _MONTH = 365, 28  # days, the fewest
 _DEFAULT_DAYS = 1  # covers the moment between the end of an upload in parts and the lock of its version
 
 Statement = dict[str, Any]
@@ -59,6 +59,7 @@ class Plan:
     default: DefaultRetention
     statements: tuple[Statement, ...]
     rules: tuple[NetRule, ...]
+    most_days: int | None = None  # of the default; None where it may be as long as it likes
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +76,9 @@ def recordings(bucket: str, bases: Collection[Basis], principals: Mapping[str, s
     """The plan of the recordings' bucket. `principals`: the ARN of each of ship, sweep and api, or none at all."""
     default = DefaultRetention(LockMode.GOVERNANCE, _DEFAULT_DAYS)
     statements = tuple(_recordings_policy(bucket, bases, principals, https=https)) if principals else ()
-    return Plan(bucket, default, statements, lifecycle.rules(bases))
+    # An upload in parts ends under the default, and `ship` can't shorten that to the period of the basis.
+    most = min((_MONTH * (12 * each.retention.years + each.retention.months) for each in bases), default=None)
+    return Plan(bucket, default, statements, lifecycle.rules(bases), most)
 
 
 def checkpoints(bucket: str, years: int, principals: Mapping[str, str], *, https: bool = True) -> Plan:
@@ -105,7 +108,7 @@ def compare(objects: S3Objects, plan: Plan) -> list[Difference]:
     if not facts.object_lock:
         return [Difference("object lock", "on", "off: it has to be there from the beginning", mendable=False)]
     found = [] if facts.versioning else [Difference("versioning", "on", "off", mendable=False)]
-    found += _default_differs(facts, plan.default)
+    found += _default_differs(facts, plan.default, plan.most_days)
     if plan.statements:
         found += _policy_differs(_policy(objects), plan.statements)
     found += [
@@ -289,7 +292,7 @@ def _plain(value: Any) -> Any:
 # Locks
 
 
-def _default_differs(facts: BucketFacts, wanted: DefaultRetention) -> Iterable[Difference]:
+def _default_differs(facts: BucketFacts, wanted: DefaultRetention, most_days: int | None) -> Iterable[Difference]:
     found = facts.default_retention
     if found is None:
         yield Difference("default retention", _said(wanted), "none")
@@ -299,6 +302,8 @@ def _default_differs(facts: BucketFacts, wanted: DefaultRetention) -> Iterable[D
     elif found.mode is not wanted.mode or _days(found) < _days(wanted):
         # A stronger mode for a shorter time would be stronger in one way and weaker in the other.
         yield Difference("default retention", _said(wanted), _said(found), mendable=_days(found) <= _days(wanted))
+    elif most_days is not None and _days(found) > most_days:
+        yield Difference("default retention", f"{_said(wanted)}, {most_days} days at most", _said(found), mendable=False)
 
 
 def _days(retention: DefaultRetention) -> int:

@@ -288,6 +288,20 @@ def test_a_stronger_lock_is_never_weakened(admin, plan, there, named):
     assert admin.check().default_retention == there
 
 
+def test_a_default_beyond_the_shortest_period_is_named(admin, plan, connect, tmp_path):
+    """Calls of half an hour go up in parts, end under the default, and `ship` can shorten no lock: none is stored."""
+    admin.create_bucket(DefaultRetention(LockMode.GOVERNANCE, 365))
+    left = bucket.set_up(admin, plan)[1]
+    path, ship = tmp_path / "sealed.enc", connect(admin.bucket, "ship")
+    path.write_bytes(body := bytes(9 << 20))
+    ship._single_put_limit = 1
+    with pytest.raises(StorageError, match="set the lock"):
+        ship.put_locked(
+            "consent/r", path, sha256=sha256(body).digest(), mode=LockMode.GOVERNANCE, until=UNTIL, metadata={}
+        )
+    assert [(each.what, each.mendable) for each in left] == [("default retention", False)]
+
+
 def test_checkpoints_get_a_longer_lock_never_a_shorter(admin, principals):
     bucket.set_up(admin, bucket.checkpoints(admin.bucket, 5, principals))
     bucket.set_up(admin, bucket.checkpoints(admin.bucket, 3, principals))
