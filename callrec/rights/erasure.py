@@ -112,6 +112,8 @@ class Eraser:
                     if step is not Step.KEY:
                         self._records.erasure_step(recording_id, after)
                     elif not self._records.erase_key(recording_id, after):
+                        if not self._records.holds_of(recording_id):
+                            return  # our lease was over, and another goes on with it
                         continue  # a hold was placed while we looked: decide again
                     done = after
                     if left - {Step.OBJECTS, Step.MARKERS} or (left and not locked_until):

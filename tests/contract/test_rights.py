@@ -141,6 +141,25 @@ def test_what_lies_in_another_bucket_is_not_called_erased(house, s3):
     assert house.left(kept) == set()
 
 
+def test_an_erasure_that_outlasts_its_lease_ends(house, monkeypatch):
+    """The object store was slow, another worker has taken it meanwhile, and is through."""
+    kept, slow = house.record(), house.eraser()
+    look = slow._locked_until
+
+    def meanwhile(row):
+        until = look(row)
+        house.stores.admin.execute("UPDATE erasure SET claimed_until = now()")
+        assert house.eraser().erase_next()
+        return until
+
+    monkeypatch.setattr(slow, "_locked_until", meanwhile)
+    house.desk().erase(kept.recording_id, Cause.ORDER, "dpo")
+    with gevent.Timeout(20):
+        assert slow.erase_next()
+    assert house.left(kept) == set()
+    assert house.kinds(kept.recording_id).count("recording_erased") == 1
+
+
 # Holds
 
 
