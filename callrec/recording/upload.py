@@ -78,7 +78,7 @@ class Records(leftovers.Records, Protocol):
         """There was a header and not one frame of audio: row and entry recording_empty."""
 
     def lost(self, recording_id: UUID) -> None:
-        """There is no file: row and entry recording_lost."""
+        """There is no file, or nothing in it of what was recorded: row and entry recording_lost."""
 
 
 class Segments(leftovers.Segments, Protocol):
@@ -265,6 +265,9 @@ class Shipper:
                     return in_thread(self._seal_file, recording_id, plain)
         except OtherFileError as error:
             leftovers.set_apart(self._spool, recording_id, str(error))
+            return self._without_file(finished)
+        if finished.samples:  # FreeSWITCH counted what the disk did not take
+            self._spool.remove_plain(recording_id)
             return self._without_file(finished)
         self._nothing_said(finished)
         return None

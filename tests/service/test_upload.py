@@ -1,7 +1,9 @@
 """From the spool to the locked object on a real Ceph RGW, with a fake of the database's port (A11, C1, C2)."""
 
 import base64
+import errno
 import io
+import os
 import re
 import struct
 import time
@@ -54,6 +56,7 @@ class FakeRecords:
             "stored": None,
             "lock": LockMode.GOVERNANCE,
             "retain_until": self.until,
+            "samples": None,
         } | other
 
     def restart(self):
@@ -78,6 +81,7 @@ class FakeRecords:
                     retain_until=row["retain_until"],
                     attempts=row["attempts"],
                     ended_abruptly=False,
+                    samples=row["samples"],
                     expired=row["retain_until"] <= datetime.now(UTC),
                 )
         return None
@@ -391,6 +395,38 @@ def test_a_file_that_is_not_there_is_lost(shipper, records, spool):
     shipper.ship_next()
     assert records.entries == [(recording_id, "lost")]
     assert not shipper.ship_next()
+
+
+class Unreadable(io.FileIO):
+    """A disk that fails behind the first block."""
+
+    def read(self, size=-1):
+        if self.tell() >= self.bad:
+            raise OSError(errno.EIO, os.strerror(errno.EIO), self.name)
+        return super().read(size)
+
+
+@pytest.mark.parametrize("bad", [0, 4096])
+def test_a_disk_that_fails_is_named_and_nothing_is_removed(shipper, records, spool, monkeypatch, bad):
+    recording_id = recorded(records, spool, UNCLOSED + 2 * AUDIO)
+    monkeypatch.setattr(Unreadable, "bad", bad, raising=False)
+    monkeypatch.setattr(spool, "open_plain", lambda known: Unreadable(spool.path(known)))
+    shipper.ship_next()
+    ((error, _),) = records.failures
+    assert "can't be" in error
+    assert "Input/output error" in error
+    assert str(recording_id) not in error
+    assert spool.path(recording_id).read_bytes() == UNCLOSED + 2 * AUDIO
+    assert not spool.sealed_path(recording_id).exists()
+
+
+def test_what_freeswitch_counted_and_the_disk_did_not_take_is_lost(shipper, records, spool):
+    """Empty is where nothing was said. This is for somebody to look at."""
+    recording_id = recorded(records, spool, UNCLOSED, samples=8000)
+    shipper.ship_next()
+    assert records.entries == [(recording_id, "lost")]
+    shipper.tidy()
+    assert files(spool) == []
 
 
 def test_audio_without_a_readable_header_is_kept_as_it_is(shipper, records, spool, objects):
