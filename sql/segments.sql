@@ -97,10 +97,12 @@ SELECT call_id, recording_id, CASE state WHEN 'discarded' THEN 'recording_discar
 RETURNING recording_id;
 
 -- name: reclaim
--- There is an object made of segments, and this node, or its disk, is back again and has all of it: it goes on where it
--- was, and the listener says when it is finished. Not where the lock or a hold keeps the object that there is.
+-- There is an object made of segments, and a node that was taken over is back and has all of it: it goes on where it was,
+-- and the listener says when it is finished. What this node itself made of segments had been finished before. Not where the lock or a hold keeps the object that there is.
 WITH back AS (
-    UPDATE recording r SET node = %(node)s, state = 'recording', claimed_until = NULL
+    UPDATE recording r
+       SET node = %(node)s, state = CASE WHEN r.node = %(node)s THEN 'finished' ELSE 'recording' END, due_at = now(),
+           claimed_until = NULL
      WHERE recording_id = %(recording_id)s AND state = 'stored' AND incomplete
        AND lock_mode = 'GOVERNANCE' AND retain_until > now()
        AND NOT EXISTS (SELECT FROM erasure e WHERE e.recording_id = r.recording_id)

@@ -430,8 +430,11 @@ def test_a_spool_that_was_not_mounted_takes_back_what_it_has(house, ship):
     assert short.row["state"] == "lost"
     (house.spool.root / "rec").rmdir()
     away.rename(house.spool.root / "rec")
-    comes_back(house, ship, call)
+    ended = call.row["stopped_at"]
+    ship.shipper.tidy()
+    ship.store()
     stored(house, call, NODE, incomplete=False, seconds=4.0)
+    assert call.row["stopped_at"] == ended
     (kept,) = house.spool.set_apart(short.id)  # its key and its caller are gone: for a person to decide
     assert kept.read_bytes() == UNCLOSED + sound(0, 1)
 
