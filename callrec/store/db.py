@@ -34,6 +34,7 @@ Statement = tuple[str, Mapping[str, Any]]
 
 _MIGRATION_LOCK = 0x63616C6C726563  # "callrec": one migration at a time, whoever starts it
 _FILES = "[0-9][0-9][0-9][0-9]_*.sql"
+_SERVER_SECONDS = 30  # that the server gives a statement whose client is gone; more only to one that asks for more
 _TRIES = 60  # of a migration whose tables others use; a second apart
 
 
@@ -94,6 +95,8 @@ class Database:
         it was refused and sent again would be refused again.
         """
         with self._connection(name, timeout) as connection:
+            if timeout is not None and timeout > _SERVER_SECONDS:
+                connection.execute(f"SET statement_timeout = {timeout * 1000:.0f}")
             cursor = connection.execute(self.queries[name], params)
             return cursor.fetchall() if cursor.description else []
 
@@ -220,7 +223,7 @@ def conninfo(url: str, user: str, password: str) -> str:
         keepalives_count=3,
         tcp_user_timeout=10_000,
         application_name=f"callrec {user}",
-        options="-c statement_timeout=30000 -c idle_in_transaction_session_timeout=30000",
+        options=f"-c statement_timeout={_SERVER_SECONDS * 1000} -c idle_in_transaction_session_timeout=30000",
     )
 
 

@@ -12,6 +12,7 @@ from fix_store import ticking
 
 from callrec import metrics
 from callrec.errors import StatementRefusedError, StoreError
+from callrec.store import db
 
 SLEEP = "SELECT pg_sleep(%(seconds)s)"
 SLACK = 0.5  # seconds by which a busy machine may be late
@@ -49,6 +50,16 @@ def test_a_late_answer_is_a_store_error_at_its_deadline(database):
     assert 0.25 < seconds < 0.3 + SLACK
     assert (error.message, error.detail) == ("Postgres did not answer in time", "sleep had 0.300 s")
     assert counted("sleep") == before + 1
+
+
+def test_a_statement_that_may_take_long_is_not_ended_by_the_server_before(stores, monkeypatch):
+    """`replay-erasures` reads all of the ledger."""
+    monkeypatch.setattr(db, "_SERVER_SECONDS", 1)
+    database = stores.database("listen")
+    database.queries["slow"] = "SELECT pg_sleep(1.5)"
+    with pytest.raises(StoreError, match="57014"):  # cancelled by the server
+        database.run("slow")
+    assert database.run("slow", timeout=10)
 
 
 def test_the_connection_of_a_late_answer_is_not_used_again(stores):
