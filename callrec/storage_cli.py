@@ -189,15 +189,16 @@ def _probe(args: argparse.Namespace) -> int:
 
 @contextmanager
 def _ledger(config: Config) -> Iterator["Note | None"]:
-    """What notes in the ledger; nothing where sweep's database password is not given here."""
+    """What notes it in the ledger and for `listen`; nothing where sweep's database password is not given here."""
     if not config.secrets.given("CALLREC_POSTGRES_PASSWORD_SWEEP"):
         yield None
         return
     with adapters.database(config, "sweep", size=1) as store:
+        records = adapters.rights(config, store)
 
         def note(kind: str, body: Mapping[str, Any]) -> None:
-            about = {"call_id": None, "recording_id": None, "node": config.node}
-            store.run("entry", {**about, "kind": kind, "body": json.dumps(body)})
+            records.entry(kind, body)
+            records.storage_probed(body)
 
         yield note
 

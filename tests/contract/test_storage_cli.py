@@ -118,8 +118,8 @@ def test_a_shortened_retention_shortens_no_rule_unless_told(operator):
     assert operator("lifecycle", "check")[0] == 0
 
 
-def test_the_ledger_has_what_the_probe_found(operator, postgres_url, monkeypatch):
-    """Where sweep's database password is given."""
+def test_what_the_probe_found_is_in_the_ledger_and_in_what_listen_asks(operator, postgres_url, monkeypatch):
+    """Where sweep's database password is given. Else a store that was mended would go on being refused for a day."""
     operator("storage", "init")
     at = psycopg.conninfo.conninfo_to_dict(postgres_url)
     url = f"postgresql://{at['host']}:{at['port']}/{at['dbname']}"
@@ -129,7 +129,12 @@ def test_the_ledger_has_what_the_probe_found(operator, postgres_url, monkeypatch
         login = sql.SQL("ALTER ROLE callrec_sweep LOGIN PASSWORD {}").format(sql.Literal("swept"))
         connection.execute(login)
         monkeypatch.setenv("CALLREC_POSTGRES_PASSWORD_SWEEP", "swept")
+        connection.execute(
+            "INSERT INTO storage_probe VALUES (%s, now() - interval '1 hour', 'n', false, '{single: delete}')",
+            (operator.bucket,),
+        )
         assert operator("worm-probe")[0] == 0
+        assert connection.execute("SELECT passed, failed FROM storage_probe").fetchall() == [(True, [])]
         [(passed, bucket)] = connection.execute(
             "SELECT body->>'passed', body->>'bucket' FROM ledger WHERE kind = 'storage_probed'"
         ).fetchall()
