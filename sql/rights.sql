@@ -528,8 +528,9 @@ SELECT epoch::integer AS epoch, sum(callers)::bigint AS callers, sum(codes)::big
  GROUP BY epoch ORDER BY epoch;
 
 -- name: storage_probed
+-- From a node whose clock is ahead it would bar what others find, for so long.
 INSERT INTO storage_probe (bucket, at, node, passed, failed)
-VALUES (%(bucket)s, %(at)s, %(node)s, %(passed)s, %(failed)s)
+VALUES (%(bucket)s, LEAST(%(at)s::timestamptz, now()), %(node)s, %(passed)s, %(failed)s)
 ON CONFLICT (bucket) DO UPDATE
     SET at = EXCLUDED.at, node = EXCLUDED.node, passed = EXCLUDED.passed, failed = EXCLUDED.failed
   WHERE storage_probe.at < EXCLUDED.at;

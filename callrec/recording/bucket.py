@@ -303,7 +303,8 @@ def _default_differs(facts: BucketFacts, wanted: DefaultRetention, most_days: in
         # A stronger mode for a shorter time would be stronger in one way and weaker in the other.
         yield Difference("default retention", _said(wanted), _said(found), mendable=_days(found) <= _days(wanted))
     elif most_days is not None and _days(found) > most_days:
-        yield Difference("default retention", f"{_said(wanted)}, {most_days} days at most", _said(found), mendable=False)
+        wish = f"{_said(wanted)}, {most_days} days at most"
+        yield Difference("default retention", wish, _said(found), mendable=False)
 
 
 def _days(retention: DefaultRetention) -> int:

@@ -907,6 +907,11 @@ def test_what_the_probe_finds_is_where_listen_looks(house):
     assert listen.storage_failures(house.bucket) == ["single: shorten"]
     house.records().storage_probed({"bucket": house.bucket, "at": at - timedelta(days=1), "passed": True, "failed": []})
     assert listen.storage_failures(house.bucket) == ["single: shorten"]  # an older result does not cover a newer one
+    ahead = datetime.now(UTC) + timedelta(days=400)  # of a node whose clock is wrong: it does not bar what comes later
+    for wrong in (ahead, None):
+        found = {"at": wrong or datetime.now(UTC), "passed": wrong is None, "failed": []}
+        house.records().storage_probed({"bucket": house.bucket} | found)
+    assert listen.storage_failures(house.bucket) == []
 
 
 def test_a_lifecycle_that_drifted_is_in_the_ledger_and_counted(house):
