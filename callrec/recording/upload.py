@@ -286,6 +286,11 @@ class Shipper:
             raise SpoolError(
                 "All that there is of a recording is in quarantine", hint="Look at its file, then erase it"
             )
+        elif self._objects.versions(object_key(finished)):  # called lost it would have no key any more
+            raise StoreError(
+                "A recording has an object of which its row does not know",
+                hint="Did Postgres fail over, or was it restored? Key and object are kept until its date",
+            )
         else:
             self._records.lost(finished.recording_id)
             metrics.UPLOADS.labels("lost").inc()

@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 from fix_rights import NODE
-from fix_stream import OTHER, SECOND, UNCLOSED, Call, lose, sound, stored, streamed
+from fix_stream import OTHER, SECOND, UNCLOSED, Call, lose, remover, sound, stored, streamed
 
 from callrec import metrics
 from callrec.ledger.audit import Audit
@@ -246,6 +246,25 @@ def test_what_is_held_does_not_expire_before_it_is_stored_e11(house, ship):
     ship.store()
     assert call.row["state"] == "discarded"
     assert apart(house, call) == []
+
+
+def test_what_postgres_forgot_to_be_stored_keeps_its_key(house, ship):
+    """It failed over to a server that lagged behind: the file is gone, because the object was there."""
+    call = streamed(house, ship)
+    call.ends()
+    ship.store()
+    while remover(house).remove_next():
+        pass
+    house.stores.admin.execute("UPDATE recording SET state = 'finished', version_id = NULL, stored_at = NULL")
+    ship.store()
+    assert call.row["state"] == "finished"
+    assert "fail over" in call.row["last_error"]
+    assert house.left(call.kept) >= {"recording_key", "consent"}
+    house.stores.admin.execute("UPDATE recording SET retain_until = now(), due_at = now()")
+    ship.store()
+    house.sweeper().expire()
+    house.erase_all()
+    assert house.left(call.kept) == set()
 
 
 def test_a_node_whose_clock_is_ahead_discards_nothing(house, ship):
