@@ -98,21 +98,26 @@ RETURNING recording_id;
 
 -- name: reclaim
 -- There is an object made of segments, and a node that was taken over is back and has all of it: it goes on where it was,
--- and the listener says when it is finished. What this node itself made of segments had been finished before. Not where the lock or a hold keeps the object that there is.
-WITH back AS (
-    UPDATE recording r
-       SET node = %(node)s, state = CASE WHEN r.node = %(node)s THEN 'finished' ELSE 'recording' END, due_at = now(),
-           claimed_until = NULL
+-- and the listener says when it is finished. What this node itself made of segments had been finished before. Not where
+-- the lock or a hold keeps the object that there is. `ask`: whether that could be.
+WITH possible AS (
+    SELECT recording_id FROM recording r
      WHERE recording_id = %(recording_id)s AND state = 'stored' AND incomplete
        AND lock_mode = 'GOVERNANCE' AND retain_until > now()
        AND NOT EXISTS (SELECT FROM erasure e WHERE e.recording_id = r.recording_id)
        AND NOT EXISTS (SELECT FROM hold h WHERE h.recording_id = r.recording_id AND h.released_at IS NULL)
-    RETURNING call_id, recording_id
+       FOR UPDATE
+), back AS (
+    UPDATE recording r
+       SET node = %(node)s, state = CASE WHEN r.node = %(node)s THEN 'finished' ELSE 'recording' END, due_at = now(),
+           claimed_until = NULL
+      FROM possible p WHERE r.recording_id = p.recording_id AND NOT %(ask)s
+    RETURNING call_id, r.recording_id
 ), noted AS (
     INSERT INTO ledger (call_id, recording_id, kind, body, node, at)
     SELECT call_id, recording_id, 'recording_reclaimed', '{}', %(node)s, now() FROM back
 )
-SELECT EXISTS (SELECT FROM back) AS reclaimed, incomplete FROM recording
+SELECT EXISTS (SELECT FROM possible) AS possible, incomplete FROM recording
  WHERE recording_id = %(recording_id)s;
 
 -- name: erase_discarded

@@ -33,8 +33,8 @@ class Records(Protocol):
     def nothing_may_stay_of(self, recordings: Collection[UUID]) -> set[UUID]:
         """Those of them that are erased or discarded, or came to nothing and are past their retention."""
 
-    def reclaim(self, recording_id: UUID) -> bool | None:
-        """Take back what was stored incomplete. False: it was not; None: it can't be had now."""
+    def reclaim(self, recording_id: UUID, *, ask: bool = False) -> bool | None:
+        """Take back what was stored incomplete, or `ask` for it. False: it was not; None: it can't be had now."""
 
 
 class Segments(Protocol):
@@ -83,6 +83,9 @@ def set_apart(spool: Spool, recording_id: UUID, why: str) -> None:
 
 def _back(records: Records, spool: Spool, segments: Segments | None, recording_id: UUID) -> bool | None:
     """Take it back, as Records.reclaim, where all of it is here."""
+    plain = os.path.lexists(spool.path(recording_id))
+    if plain and (possible := records.reclaim(recording_id, ask=True)) is not True:
+        return possible  # a file is not read each minute for what can't be had
     try:
         whole = segments.whole(recording_id) if segments else True
     except OtherFileError as error:

@@ -104,9 +104,9 @@ class ShipRecords:
         rows = self._database.run("nothing_may_stay_of", {"recordings": list(recordings)})
         return {row["recording_id"] for row in rows}
 
-    def reclaim(self, recording_id: UUID) -> bool | None:
-        row = self._database.one("reclaim", {"recording_id": recording_id, "node": self._node})
-        return True if row and row["reclaimed"] else None if row and row["incomplete"] else False
+    def reclaim(self, recording_id: UUID, *, ask: bool = False) -> bool | None:
+        row = self._database.one("reclaim", {"recording_id": recording_id, "node": self._node, "ask": ask})
+        return True if row and row["possible"] else None if row and row["incomplete"] else False
 
     def lag(self) -> float:
         """Seconds since the oldest recording that waits was finished; 0 when none waits."""

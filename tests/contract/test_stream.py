@@ -396,7 +396,7 @@ def test_the_complete_recording_takes_the_place_of_the_incomplete_one(house, shi
     stored(house, call, OTHER, incomplete=True, seconds=3.0)
     comes_back(house, ship, call)
     stored(house, call, NODE, incomplete=False, seconds=4.0)
-    assert "recording_reclaimed" in house.kinds(call.id)
+    assert house.kinds(call.id).count("recording_reclaimed") == 1
     assert not house.spool.has(call.id)
 
 
@@ -477,6 +477,7 @@ def test_what_is_held_stays_as_it_is_until_the_hold_ends(house, ship, other):
     assert (call.row["node"], call.row["incomplete"]) == (OTHER, True)
     assert house.spool.has(call.id)
     assert metrics.SPOOL_ORPHANS._value.get() == 1
+    assert house.kinds(call.id).count("recording_reclaimed") == 0
     house.desk().release(hold.id, "over", "dpo")
     comes_back(house, ship, call)
     stored(house, call, NODE, incomplete=False, seconds=3.0)

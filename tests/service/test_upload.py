@@ -126,7 +126,7 @@ class FakeRecords:
         self._answer()
         return {each for each in recordings if self.rows[each]["state"] == "discarded"}
 
-    def reclaim(self, _recording_id):
+    def reclaim(self, _recording_id, **_):
         self._answer()
         return False  # there is one node
 
