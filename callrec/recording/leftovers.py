@@ -49,29 +49,33 @@ def tidy(records: Records, spool: Spool, segments: Segments | None, in_hand: Col
     orphans = len(spool.strangers())
     for recording_id in (spool.leftovers() | spool.withdrawals()).difference(in_hand):
         state = records.state_of(recording_id)
-        if state is None:
+        if state in _UNDER_WAY or recording_id in in_hand:
+            continue
+        try:
+            orphans += state is None or not _settled(records, spool, segments, recording_id, state)
+        except SpoolError as error:  # whatever is wrong with one, the others go
+            _log.error("leftover_stays", recording=recording_id, why=str(error))
             orphans += 1
-        elif state not in _UNDER_WAY and recording_id not in in_hand:
-            withdrawn = spool.withdrawn(recording_id)
-            if (
-                state == "stored"
-                and not withdrawn
-                and (back := _back(records, spool, segments, recording_id)) is not False
-            ):
-                orphans += back is None
-                continue
-            if state == "lost" and not withdrawn and os.path.lexists(spool.path(recording_id)):
-                set_apart(spool, recording_id, "It was called lost, and is there")  # its key and its caller are gone
-            if withdrawn:
-                records.discarded(recording_id, WITHDRAWN_AFTER_PUT)
-            spool.remove(recording_id)
-            spool.clear_withdrawn(recording_id)
     if apart := {whose for path in spool.quarantined() if (whose := apart_of(path))}:
         for recording_id in records.nothing_may_stay_of(apart):
             spool.purge(recording_id)
     if orphans:
         _log.warning("spool_orphans", files=orphans)
     metrics.SPOOL_ORPHANS.set(orphans)
+
+
+def _settled(records: Records, spool: Spool, segments: Segments | None, recording_id: UUID, state: str) -> bool:
+    """False where it has to stay for now."""
+    withdrawn = spool.withdrawn(recording_id)
+    if state == "stored" and not withdrawn and (back := _back(records, spool, segments, recording_id)) is not False:
+        return back is not None
+    if state == "lost" and not withdrawn and os.path.lexists(spool.path(recording_id)):
+        set_apart(spool, recording_id, "It was called lost, and is there")  # its key and its caller are gone
+    if withdrawn:
+        records.discarded(recording_id, WITHDRAWN_AFTER_PUT)
+    spool.remove(recording_id)
+    spool.clear_withdrawn(recording_id)
+    return True
 
 
 def set_apart(spool: Spool, recording_id: UUID, why: str) -> None:

@@ -381,6 +381,17 @@ def test_tidy_leaves_what_is_under_way_and_counts_orphans(shipper, records, spoo
     assert metrics.SPOOL_ORPHANS._value.get() == 2
 
 
+def test_one_that_cannot_be_removed_keeps_no_other_in_the_clear(shipper, records, spool):
+    """A11."""
+    stuck = recorded(records, spool, None, state="discarded")
+    spool.path(stuck).mkdir()
+    for _ in range(20):
+        recorded(records, spool, state="discarded")
+    shipper.tidy()
+    assert [file.recording_id for file in spool.recordings()] == [stuck]
+    assert metrics.SPOOL_ORPHANS._value.get() == 1
+
+
 @pytest.mark.parametrize("data", [b"", UNCLOSED[:20], UNCLOSED, UNCLOSED + b"\1"])
 def test_a_header_without_audio_is_empty(shipper, records, spool, objects, data):
     recording_id = recorded(records, spool, data)
