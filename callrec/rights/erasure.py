@@ -212,9 +212,7 @@ class Eraser:
         return self._live.get(row["channel"]).get("call") == str(row["call_id"])
 
     def _versions(self, row: dict[str, Any]) -> list[Version]:
-        if row["bucket"] not in {None, self._objects.bucket}:  # not to find it here would prove nothing
-            hint = "Has [storage] bucket changed? What lies in the old one is erased while it names that"
-            raise StorageError("A recording lies in another bucket", detail=str(row["bucket"]), hint=hint)
+        must_be_here(row, self._objects)
         name = object_name(row["prefix"], row["started_at"], row["recording_id"])
         found = self._objects.versions(name)
         if row["object_key"] not in {None, name}:  # where it was put is what counts
@@ -241,6 +239,13 @@ class Eraser:
         if self._alive(row):
             left.add(Step.REDIS)
         return left
+
+
+def must_be_here(row: dict[str, Any], objects: S3Objects) -> None:
+    """StorageError for a recording in another bucket: not to find it here would prove nothing."""
+    if row["bucket"] not in {None, objects.bucket}:
+        hint = "Has [storage] bucket changed? What lies in the old one is erased while it names that"
+        raise StorageError("A recording lies in another bucket", detail=str(row["bucket"]), hint=hint)
 
 
 def erased_before(objects: S3Objects) -> dict[UUID, Cause]:

@@ -13,6 +13,7 @@ from callrec.errors import CallrecError, StorageError
 from callrec.log import Log
 from callrec.recording.facts import segments_prefix
 from callrec.recording.objects import S3Objects
+from callrec.rights.erasure import must_be_here
 from callrec.store.rights import RightsRecords
 from callrec.store.segments import Remnant, RemnantRecords
 
@@ -53,6 +54,7 @@ class Remover:
 
     def _remove(self, remnant: Remnant) -> None:
         row = self._row(remnant.recording_id)
+        must_be_here(row, self._objects)
         below = segments_prefix(row["prefix"], row["started_at"], remnant.recording_id)
         for version in self._objects.versions(below):
             self._objects.delete_version(version.key, version.version_id, bypass_governance=True)

@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 
 import pytest
-from fix_rights import NODE, PRIVATE
+from fix_rights import NODE, PRIVATE, connect
 from fix_stream import OTHER, SECOND, UNCLOSED, Call, Shipping, heard, lose, remover, sound, stored, streamed
 from gevent import GreenletExit
 
@@ -17,7 +17,9 @@ from callrec.recording import envelope, segments
 from callrec.recording.stream import LOCK
 from callrec.rights.erasure import Eraser
 from callrec.rights.holds import Cause, HoldReason
+from callrec.rights.remnants import Remover
 from callrec.store.rights import RightsRecords
+from callrec.store.segments import RemnantRecords
 
 
 def test_segments_are_put_while_the_call_is_on_and_go_once_it_is_stored(house, ship):
@@ -169,6 +171,20 @@ def test_memory_does_not_grow_with_what_piled_up(house, ship):
     assert [row["audio_end"] for row in house.stores.rows("SELECT max(audio_end) AS audio_end FROM segment")] == [
         48 << 20
     ]
+
+
+def test_segments_in_another_bucket_are_not_called_gone(house, ship, s3):
+    """[storage] bucket was changed."""
+    call, elsewhere = streamed(house, ship), connect(s3, s3.bucket_name())
+    elsewhere.create_bucket(None)
+    call.ends()
+    ship.store()
+    Remover(RemnantRecords(house.database("sweep"), node=NODE), house.records(), elsewhere).remove_next()
+    (remnant,) = house.stores.rows("SELECT * FROM remnant")
+    assert house.bucket in remnant["last_error"]
+    house.stores.admin.execute("UPDATE remnant SET due_at = now()")
+    remover(house).remove_next()
+    assert call.segments() == []
 
 
 # What has to go
