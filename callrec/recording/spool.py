@@ -320,17 +320,18 @@ class Spool:
 
     def _plain_files(self) -> Iterator[tuple["os.DirEntry[str]", os.stat_result]]:
         # `listen` counts them, and its calls wait meanwhile: no object is made for a file here.
-        for entry in self._scan(self._rec):
-            if _RECORDING.fullmatch(entry.name):
-                with suppress(FileNotFoundError):  # shipped or withdrawn while we look
-                    yield entry, entry.stat(follow_symlinks=False)
+        with _spool_errors("The spool can't be read", self.root):
+            for entry in self._scan(self._rec):
+                if _RECORDING.fullmatch(entry.name):
+                    with suppress(FileNotFoundError):  # shipped or withdrawn while we look
+                        yield entry, entry.stat(follow_symlinks=False)
 
     def _sealed_files(self) -> Iterator[tuple[UUID, int]]:
-        for entry in self._scan(self._sealed):
-            recording_id = _sealed_id(entry.name)
-            if recording_id:
-                with suppress(FileNotFoundError):  # as in recordings()
-                    yield recording_id, entry.stat().st_size
+        with _spool_errors("The spool can't be read", self.root):
+            for entry in self._scan(self._sealed):
+                if recording_id := _sealed_id(entry.name):
+                    with suppress(FileNotFoundError):  # as in recordings()
+                        yield recording_id, entry.stat().st_size
 
     def _sealed_of(self, recording_id: UUID) -> list[Path]:
         # An erasure asks this of each recording: the names that are others' must cost next to nothing.

@@ -1,5 +1,6 @@
 """The spool on a real file system."""
 
+import errno
 import itertools
 import os
 import stat
@@ -249,3 +250,18 @@ def test_foreign_errors_stop_here(tmp_path):
     ):
         with pytest.raises(SpoolError):
             fails()
+
+
+@pytest.mark.parametrize("look", ["left", "room", "leftovers"])
+@pytest.mark.parametrize("directory", ["rec", "sealed"])
+def test_a_file_that_can_not_be_looked_at_is_our_error(spool, monkeypatch, look, directory):
+    """Whoever counts goes on after that: else the spool would have room for ever."""
+
+    def failing(**_):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    name = f"{uuid4()}.{'wav' if directory == 'rec' else 'enc'}"
+    bad = SimpleNamespace(name=name, path=name, stat=failing)
+    monkeypatch.setattr(spool, "_scan", lambda at: [bad] if at.name == directory else [])
+    with pytest.raises(SpoolError, match="Input/output error"):
+        getattr(spool, look)()
