@@ -30,6 +30,8 @@ from callrec.store.rights import RightsRecords  # noqa: E402
 class Shelf:
     """An object store in memory: each recording has one version until that is deleted."""
 
+    bucket = "recordings"
+
     def __init__(self):
         self.deleted = set()
         self.exchange = self

@@ -57,7 +57,7 @@ WITH made AS (
                            lock_mode, prefix, state, authorised_at, started_at, stopped_at, retain_until,
                            retention_inputs, bucket, object_key, version_id, ciphertext_sha256, stored_at)
     SELECT gen_random_uuid(), call_id, %(node)s, channel, 'service', 'consent', 'B', '1', '{}', 'GOVERNANCE', 'consent',
-           'stored', arrived_at, arrived_at, arrived_at, %(until)s, '{}', 'b', NULL, 'v', '\\x00', arrived_at
+           'stored', arrived_at, arrived_at, arrived_at, %(until)s, '{}', NULL, NULL, 'v', '\\x00', arrived_at
       FROM made
     RETURNING recording_id, call_id
 ), who AS (
