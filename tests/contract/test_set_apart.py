@@ -241,7 +241,7 @@ def test_what_is_held_does_not_expire_before_it_is_stored_e11(house, ship):
     ship.store()
     assert call.row["state"] == "finished"
     assert len(apart(house, call)) == 1
-    house.desk().release(hold.id, "over", None)
+    house.desk().release(hold.id, "over", "dpo")
     house.stores.admin.execute("UPDATE recording SET due_at = now()")
     ship.store()
     assert call.row["state"] == "discarded"
