@@ -109,9 +109,7 @@ class Eraser:
                 case Step() as step:
                     left = self._perform(step, claimed, row)
                     after = steps.after(done, step, left)
-                    if step is not Step.KEY:
-                        self._records.erasure_step(recording_id, after)
-                    elif not self._records.erase_key(recording_id, after):
+                    if not self._recorded(step, recording_id, after):
                         if not self._records.holds_of(recording_id):
                             return  # our lease was over, and another goes on with it
                         continue  # a hold was placed while we looked: decide again
@@ -141,6 +139,12 @@ class Eraser:
                     metrics.ERASURES.labels(claimed.cause.value).inc()
                     log.info("recording_erased", recording=recording_id, cause=claimed.cause.value)
                     return
+
+    def _recorded(self, step: Step, recording_id: UUID, done: frozenset[Step]) -> bool:
+        if step is Step.KEY:  # recorded in the transaction in which it is done
+            return self._records.erase_key(recording_id, done)
+        self._records.erasure_step(recording_id, done)
+        return True
 
     def _erased_by_key(self, recording_id: UUID, until: datetime) -> None:
         self._records.note(recording_id, "recording_erased_by_key", {"ciphertext_until": until.isoformat()})
