@@ -5,10 +5,11 @@ Which header says what was seen on FreeSWITCH 1.10.12; nothing here decides anyt
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from functools import cache
 
+from callrec import metrics
 from callrec.call import events as on
 from callrec.errors import WireError
 from callrec.esl import wire
@@ -28,6 +29,7 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _KEYS = frozenset("0123456789*#ABCD")
 _LONGEST_NUMBER = 18  # digits; fits a bigint of Postgres
 _TERMINATORS = re.compile(r"[0-9*#]{1,16}|any|none")
+_WRONG = timedelta(minutes=1)  # between FreeSWITCH's clock and ours; both are the host's
 _CHANNEL = re.compile(r"[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}")
 
 
@@ -117,10 +119,18 @@ def rate(headers: Headers) -> int:
     return _number(headers.get("Channel-Read-Codec-Rate")) or 0
 
 
-def understand(headers: Headers, path: str) -> on.Event | None:
-    """What FreeSWITCH says, in the machine's words; None for what it has no word for. `path` is our recording's."""
+def understand(headers: Headers, path: str, now: datetime | None = None) -> on.Event | None:
+    """What FreeSWITCH says, in the machine's words; None for what it has no word for. `path` is our recording's.
+
+    What it dates far from `now`, if that is given, happened now: a start in 1970 would be an expiry today. FreeSWITCH
+    counts on from the time of its own start, so one that was started before the host's clock was set stays wrong.
+    """
     heard = _EVENTS.get(headers.get("Event-Name"))
-    return heard(headers, path) if heard else None
+    event = heard(headers, path) if heard else None
+    if now and isinstance(event, _DATED) and event.at and abs(event.at - now) > _WRONG:
+        metrics.ESL_ERRORS.labels("either", "clock").inc()
+        return replace(event, at=now)
+    return event
 
 
 def _up(headers: Headers) -> bool:
@@ -182,6 +192,7 @@ def _hangup(_headers: Headers, _path: str) -> on.Event | None:
     return on.Hangup()
 
 
+_DATED = on.PromptStarted | on.PromptEnded | on.RecordStarted | on.RecordStopped
 _EVENTS: dict[str, Callable[[Headers, str], on.Event | None]] = {
     "PLAYBACK_START": _prompt_started,
     "PLAYBACK_STOP": _prompt_stopped,

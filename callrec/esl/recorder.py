@@ -9,6 +9,7 @@ second is missing there, and the recording, its path and its basis stay the same
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
+from datetime import UTC, datetime
 
 from callrec.call import events as on
 from callrec.errors import LinkError
@@ -40,7 +41,7 @@ class Recorder:
 
         `running`: the call is being recorded, and shall be on.
         """
-        event = dialect.understand(headers, self._path)
+        event = dialect.understand(headers, self._path, datetime.now(UTC))
         match event:
             case on.RecordStarted():
                 self._rate = dialect.rate(headers)

@@ -7,7 +7,7 @@ import json
 import logging
 import time
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from uuid import uuid4
 
 import gevent
@@ -99,11 +99,12 @@ class Records:  # it has the parameters of store/records.py
         if ended_at:
             self.journal.append(("ended", str(state)))
 
-    def started(self, facts, at):  # noqa: ARG002 # the port's signature
-        self.journal.append(("started", facts.recording_id))
+    def started(self, facts, at):
+        self.journal.append(("started", facts.recording_id, at))
 
     def finished(self, recording_id, at, samples, *, abrupt):  # noqa: ARG002 # the port's signature
         self.journal.append(("finished", samples, abrupt))
+        self.finished_at = at
 
     def void(self, recording_id, reason):  # noqa: ARG002 # the port's signature
         self.journal.append(("void", reason))
@@ -197,9 +198,9 @@ class Stage:
     def key(self, digit, number=None):
         self.hear("DTMF", DTMF_Digit=digit, number=number)
 
-    def record_started(self):
+    def record_started(self, **about):
         variables = {"Recording-Variable-RECORD_STEREO": "true", "Recording-Variable-RECORD_PRE_BUFFER_FRAMES": "0"}
-        self.hear("RECORD_START", Record_File_Path=self.conduct.path, **variables)
+        self.hear("RECORD_START", Record_File_Path=self.conduct.path, **variables, **about)
 
     def recording(self, line=SERVICE):
         """A call in the middle of its conversation, with a file that grows."""
@@ -250,6 +251,10 @@ def stage(tmp_path):
 
 def unrecorded(reason):
     return REGISTRY.get_sample_value("callrec_unrecorded_total", {"reason": reason}) or 0.0
+
+
+def wrong_clocks():
+    return REGISTRY.get_sample_value("callrec_esl_errors_total", {"link": "either", "kind": "clock"}) or 0.0
 
 
 def in_states():
@@ -426,6 +431,36 @@ def test_a_registry_knows_every_call_of_a_channel(stage):
     assert (registry.on(first.facts.channel), registry.get(first.facts.channel)) == ([], None)
 
 
+# a clock that is wrong
+
+
+@pytest.mark.parametrize("off", [timedelta(hours=-1), timedelta(days=-9000), timedelta(days=400)])
+def test_freeswitch_whose_clock_is_wrong_moves_no_retention_c1(stage, off):
+    """It keeps the time of its start by a monotonic clock: started before the host's was set, it stays wrong."""
+    stamp = str(int((datetime.now(UTC) + off).timestamp() * 1_000_000))
+    begun, before = datetime.now(UTC), wrong_clocks()
+    stage.begin().agrees()
+    stage.reach(State.STARTING)
+    stage.record_started(Event_Date_Timestamp=stamp)
+    stage.reach(State.RECORDING)
+    stage.hear("RECORD_STOP", Record_File_Path=stage.conduct.path, Event_Date_Timestamp=stamp)
+    stage.hear("CHANNEL_HANGUP", Answer_State="hangup")
+    stage.over()
+    assert begun <= stage.journal[stage.place("started")][2] <= stage.records.finished_at <= datetime.now(UTC)
+    assert wrong_clocks() == before + 2
+
+
+def test_when_a_recording_began_is_as_freeswitch_says(stage):
+    """Nearer to the first sample than when we heard of it."""
+    said = datetime.now(UTC) - timedelta(seconds=5)
+    stage.begin().agrees()
+    stage.reach(State.STARTING)
+    stage.record_started(Event_Date_Timestamp=str(int(said.timestamp() * 1_000_000)))
+    stage.reach(State.RECORDING)
+    assert abs(stage.journal[stage.place("started")][2] - said) < timedelta(milliseconds=1)
+    stage.hangs_up()
+
+
 # what is missing
 
 
@@ -493,6 +528,7 @@ def test_the_last_room_in_the_spool_is_taken_by_evidence(stage):
     stage.node.room_for_consent = False
     stage.begin(SALES).notice_heard()
     stage.reach(State.STARTING)
+    stage.greenlet.kill()  # its deadlines would fall into the tests that follow
 
 
 def test_what_could_not_be_withdrawn_is_not_begun_d1(stage):
