@@ -83,8 +83,8 @@ def listen(config: Config, http: tuple[str, int] | None) -> None:
     lines = map(node.prompts, config.policy.lines.values())  # reads each prompt before the first call needs it
     longest = max((line.longest_interview for line in lines), default=0.0)
 
-    def take_order(channel: str, order: str) -> None:
-        conduct = registry.get(channel)
+    def take_order(channel: str, order: str, call: str) -> None:
+        conduct = registry.get(channel, call)
         if conduct is not None and order in set(on.Order):
             conduct.mailbox.put(on.Ordered(on.Order(order)))
 

@@ -28,9 +28,10 @@ class Registry:
         if left:
             self._by_channel[channel] = left
 
-    def get(self, channel: str) -> Conduct | None:
-        """The latest call on this channel."""
-        return self._by_channel[channel][-1] if channel in self._by_channel else None
+    def get(self, channel: str, call: str = "") -> Conduct | None:
+        """The call of this id on this channel; without one the latest."""
+        named = [conduct for conduct in self.on(channel) if call in ("", str(conduct.facts.call_id))]
+        return named[-1] if named else None
 
     def on(self, channel: str) -> list[Conduct]:
         """Every call on this channel, the latest last."""

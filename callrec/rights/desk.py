@@ -55,7 +55,7 @@ class Answer:
 
 
 class Desk:
-    """`stop(channel, order)` has a running recording stopped; `lookup_keys` find a caller's own recordings."""
+    """`stop(channel, order, call)` has a running recording stopped; `lookup_keys` find a caller's own recordings."""
 
     def __init__(
         self,
@@ -63,7 +63,7 @@ class Desk:
         calendar: Calendar,
         bases: Mapping[str, Basis],
         lookup_keys: LookupKeys,
-        stop: Callable[[str, str], None],
+        stop: Callable[[str, str, UUID], None],
         *,
         longest_hold: timedelta,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
@@ -178,10 +178,11 @@ class Desk:
         return BasisKind.CONSENT if row["decision"] in {"granted", "withdrawn"} else BasisKind.NOTICE
 
     def _stop_running(self, decisions: Collection[Decision], rows: Collection[Mapping[str, Any]]) -> None:
-        channels = {row["recording_id"]: row["channel"] for row in rows}
+        found = {row["recording_id"]: row for row in rows}
         for decision in decisions:
             if decision.stop:
-                self._stop(channels[decision.recording_id], "withdraw" if decision.fate is Fate.ERASE else "stop")
+                row = found[decision.recording_id]
+                self._stop(row["channel"], "withdraw" if decision.fate is Fate.ERASE else "stop", row["call_id"])
 
     # The kind of call
 
@@ -198,7 +199,7 @@ class Desk:
         if not self._records.dispose(recording_id, said, account, cause):
             return self.dispose(recording_id, said, account)  # somebody else said something just now: judge again
         if isinstance(outcome, disposition.Erase) and row["state"] in _RUNNING:
-            self._stop(row["channel"], "stop")
+            self._stop(row["channel"], "stop", row["call_id"])
         return outcome
 
     # Holds

@@ -46,7 +46,7 @@ class LiveState(Protocol):
 
 
 class Eraser:
-    """Performs the erasures of one node. `stop(channel, order)` has a recording stopped that still runs."""
+    """Performs the erasures of one node. `stop(channel, order, call)` has a recording stopped that still runs."""
 
     def __init__(
         self,
@@ -54,7 +54,7 @@ class Eraser:
         objects: S3Objects,
         spool: Spool,
         live: LiveState,
-        stop: Callable[[str, str], None],
+        stop: Callable[[str, str, UUID], None],
         *,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
@@ -127,7 +127,7 @@ class Eraser:
                     if row["state"] in _UNDER_WAY:
                         self._spool.withdraw(recording_id)  # `ship` must not store it any more
                     if row["state"] in _RUNNING:  # an order given before may have met no listener
-                        self._stop(row["channel"], "stop")
+                        self._stop(row["channel"], "stop", row["call_id"])
                     due_at = self._clock() + timedelta(seconds=_WRITER)
                     self._records.erasure_waits(recording_id, "due", due_at, error="still being written")
                     return

@@ -7,6 +7,7 @@ connect to it is already decided. An order is not kept: what came of it is in th
 import json
 import random
 from collections.abc import Callable
+from uuid import UUID
 
 import gevent
 import psycopg
@@ -29,9 +30,12 @@ _OUTCOMES = {
 }
 
 
-def send(database: Database, channel: str, order: str) -> None:
-    """Have `order` carried out on the call on FreeSWITCH's `channel`, if it is still recorded, by whoever has it."""
-    database.run("order", {"payload": json.dumps({"channel": channel, "order": order})})
+def send(database: Database, channel: str, order: str, call: UUID) -> None:
+    """Have `order` carried out on the call on FreeSWITCH's `channel`, if it is still recorded, by whoever has it.
+
+    Both are named: a caller who was transferred to another line has had several calls on one channel.
+    """
+    database.run("order", {"payload": json.dumps({"channel": channel, "order": order, "call": str(call)})})
 
 
 def carry_out(database: Database, call: str, order: str, timeout: float = 5.0) -> str:
@@ -44,7 +48,7 @@ def carry_out(database: Database, call: str, order: str, timeout: float = 5.0) -
     if known is None:
         raise StoreError("There is no such call", hint="`callrec calls` lists them")
     before = {entry for entry, _ in _outcomes(database, known, order)}
-    send(database, known["channel"], order)
+    send(database, known["channel"], order, known["call_id"])
     with gevent.Timeout(timeout, False):  # type: ignore[arg-type] # False: end the block quietly (gevent's manual)
         while True:
             for entry, kind in _outcomes(database, known, order):
@@ -65,9 +69,12 @@ def _outcomes(database: Database, call: Row, order: str) -> list[tuple[int, str]
 
 
 class OrderDesk:
-    """Gives `take(channel, order)` every order that is sent, from now on, for as long as Postgres is there."""
+    """Gives `take(channel, order, call)` every order that is sent, from now on, for as long as Postgres is there.
 
-    def __init__(self, conninfo: str, take: Callable[[str, str], None]) -> None:
+    `call` is empty where an older callrec sent the order.
+    """
+
+    def __init__(self, conninfo: str, take: Callable[[str, str, str], None]) -> None:
         self._conninfo = conninfo
         self._take = take
         self._greenlet: gevent.Greenlet[[], None] | None = None
@@ -97,11 +104,11 @@ class OrderDesk:
     def _deliver(self, payload: str) -> None:
         try:
             fields = json.loads(payload)
-            channel, order = str(fields["channel"]), str(fields["order"])
+            channel, order, call = str(fields["channel"]), str(fields["order"]), str(fields.get("call", ""))
         except (ValueError, KeyError, TypeError, RecursionError):
             log.warning("order_unreadable")
             return
         try:
-            self._take(channel, order)
+            self._take(channel, order, call)
         except Exception:  # one order that fails may not end the hearing of all later ones
             log.error("order_failed", exc_info=True)  # noqa: G201 # our Log

@@ -422,10 +422,10 @@ def test_by_call_by_recording_and_by_code_only_that_one_goes(house, by):
 def test_a_running_recording_is_stopped_at_once_and_nothing_of_it_is_kept_d2(house):
     kept = house.record(until="recording")
     house.desk().revoke(withdrawal(number=NUMBER))
-    assert house.stopped == [(kept.channel, "withdraw")]
+    assert house.stopped == [(kept.channel, "withdraw", kept.call_id)]
     house.erase_all()
     assert house.erasure(kept.recording_id)["state"] == "due"  # it is still being written
-    assert house.stopped[1:] == [(kept.channel, "stop")]  # again: no listener may have heard the first
+    assert house.stopped[1:] == [(kept.channel, "stop", kept.call_id)]  # again: no listener may have heard the first
     assert not house.spool.path(kept.recording_id).exists()
     house.stores.admin.execute(
         "UPDATE recording SET state = 'finished', due_at = now() WHERE recording_id = %s", (kept.recording_id,)

@@ -425,6 +425,7 @@ def test_a_registry_knows_every_call_of_a_channel(stage):
     registry.add(first)
     registry.add(again)
     assert (registry.on(first.facts.channel), registry.get(first.facts.channel)) == ([first, again], again)
+    assert registry.get(first.facts.channel, str(uuid4())) is None
     registry.remove(again)
     assert (registry.all(), len(registry), registry.get(first.facts.channel)) == ([first], 1, first)
     registry.remove(first)

@@ -77,3 +77,22 @@ def test_a_call_transferred_in_the_notice_to_another_line_is_interviewed_there(c
     assert (service["decision"], service["recording_id"]) == ("link_lost", None)
     assert (sale["basis"], sale["state"], sale["abrupt"]) == ("market_transaction", "stored", False)
     assert callrec.kinds(call).count("notice_completed") == 1
+
+
+def test_an_order_for_a_call_spares_the_one_that_followed_it_on_the_channel(callrec):
+    """D1, D4: the consent is withdrawn while the caller is on the sales line, whose evidence is kept."""
+    call = callrec.place(CallScript(SERVICE, steps=((after_prompt(0.5), press("1")),), talk=0))
+    until_seen(call, "bridged")
+    wait_until(lambda: rows(callrec, call)[0]["state"] == "recording", 10, "recording noted")
+    call.transfer(SALES, "public")
+    recorded_next(callrec, call)
+    consent, sale = rows(callrec, call)
+    done = callrec.command("withdraw", str(consent["call_id"]))
+    assert (done.returncode, done.stdout.strip()) == (0, "consent_withdrawn"), done.stderr
+    done = callrec.command("stop", str(consent["call_id"]))
+    assert (done.returncode, "Nobody could stop this call" in done.stderr) == (1, True)
+    assert rows(callrec, call)[1]["state"] == "recording"
+    done = callrec.command("mask", str(sale["recording_id"]))
+    assert (done.returncode, done.stdout.strip()) == (0, "recording_masked"), done.stderr
+    assert over(callrec, call)[1]["state"] == "stored"
+    assert "withdrawal_without_effect" not in callrec.kinds(call)
