@@ -94,11 +94,18 @@ class Supervisor:
         while not self._stopping.is_set():
             begun = time.monotonic()
             own = ("--config", str(self._config.path), "--http", "none", "--log-level", self._log_level)
-            child = subprocess.Popen(  # noqa: S603 # our own program
-                [sys.executable, "-m", "callrec", role, *own],
-                env=environment(role, os.environ, self._directory),
-                preexec_fn=die_with_parent(),  # noqa: PLW1509 # one prctl; it takes no lock
-            )
+            try:
+                child = subprocess.Popen(  # noqa: S603 # our own program
+                    [sys.executable, "-m", "callrec", role, *own],
+                    env=environment(role, os.environ, self._directory),
+                    preexec_fn=die_with_parent(),  # noqa: PLW1509 # one prctl; it takes no lock
+                )
+            except (OSError, subprocess.SubprocessError) as error:  # no memory or no process, for the moment
+                ends += 1
+                self._up.labels(role).set(0)
+                log.error("role_not_started", unstarted=role, error=type(error).__name__, ends=ends)
+                self._pause(ends)
+                continue
             self._children[role] = child
             if self._stopping.is_set():  # it was set while the process was being made
                 child.terminate()
@@ -112,7 +119,10 @@ class Supervisor:
                 return
             ends = 0 if time.monotonic() - begun > _STEADY else ends + 1
             log.error("role_ended", ended=role, status=status, ends=ends)
-            self._stopping.wait(random.uniform(0, min(_LONGEST_PAUSE, 0.1 * 2 ** min(ends, 10))))  # noqa: S311 # jitter
+            self._pause(ends)
+
+    def _pause(self, ends: int) -> None:
+        self._stopping.wait(random.uniform(0, min(_LONGEST_PAUSE, 0.1 * 2 ** min(ends, 10))))  # noqa: S311 # jitter
 
     def _mind(self) -> None:
         """End a role that stands still. FreeSWITCH waits for ever for a listener that it has a call's connection to."""

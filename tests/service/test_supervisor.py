@@ -1,6 +1,7 @@
 """`callrec run`: each role a process with its own secrets alone, started again when it ends, gone when it should be."""
 
 import contextlib
+import errno
 import json
 import os
 import signal
@@ -242,6 +243,26 @@ def test_the_back_off_grows_to_its_bound_and_never_ends_the_keeping(monkeypatch)
     assert pauses[0] <= 0.2
     assert pauses[:8] == sorted(pauses[:8])
     assert max(pauses) == pauses[-1] == 10.0
+
+
+def test_a_role_that_could_not_be_started_is_started_when_it_can(monkeypatch):
+    """No memory, as after whatever ended the role: the keeper must outlast that."""
+    attempts = []
+    monkeypatch.setattr(supervisor, "mark_process_dead", lambda *_: None)
+    monkeypatch.setattr(supervisor.random, "uniform", lambda *_: 0.0)
+    kept = Supervisor(type("Config", (), {"path": "x"}), ("127.0.0.1", 0))
+
+    def start(*_, **__):
+        attempts.append(None)
+        if len(attempts) < 4:
+            raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+        kept._stopping.set()
+        return Ended()
+
+    monkeypatch.setattr(supervisor.subprocess, "Popen", start)
+    kept._keep("listen")
+    assert len(attempts) == 4
+    assert list(kept._children) == ["listen"]
 
 
 def test_a_role_that_is_being_started_when_the_end_comes_is_ended_too(monkeypatch):
