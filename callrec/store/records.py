@@ -14,6 +14,8 @@ from callrec.store.db import Database
 from callrec.store.group_commit import GroupCommit
 from callrec.store.scribe import Scribe
 
+_BEHIND = 2.0  # seconds that the notes may be
+
 
 @dataclass(frozen=True, slots=True)
 class CallFacts:
@@ -116,7 +118,12 @@ class CallRecords:
         self._scribe.write(("void", about))
 
     def open_recordings(self, policy: Policy) -> list[OpenRecording]:
-        """What this node was recording, as far as Postgres knows: what a listener that died left behind."""
+        """What this node was recording, as far as Postgres knows: what a listener that died left behind.
+
+        StoreError while Postgres has not yet taken what we noted before: it would call open what has ended.
+        """
+        if not self._scribe.caught_up(_BEHIND):
+            raise StoreError("What this node noted is not written yet")
         lines = {line.id: line for line in policy.lines.values()}
         return [
             OpenRecording(

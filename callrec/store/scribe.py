@@ -28,6 +28,7 @@ log = Log(__name__)
 _BATCH = 100
 _TAKES_MANY = ("note", "started", "finished")  # statements
 _GATHER = 0.1  # seconds for more to come before a batch that is not full is sent: a transaction costs more than a note
+_LOOK = 0.02  # seconds
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 5.0  # seconds
 _REFUSALS = 5  # of one statement alone, before it is given up
 
@@ -39,6 +40,7 @@ class Scribe:
         self._database = database
         self._max_waiting = max_waiting
         self._waiting: deque[Statement] = deque()
+        self._settled = 0  # statements that were written, or given up, so far
         self._wake = Event()
         self._idle = Event()
         self._idle.set()
@@ -68,6 +70,14 @@ class Scribe:
         if self._waiting:
             self._idle.clear()
             self._wake.set()
+
+    def caught_up(self, timeout: float) -> bool:
+        """Wait until what was asked for before now is written, for at most `timeout` seconds; True when it is."""
+        wanted = self._settled + len(self._waiting)
+        with gevent.Timeout(timeout, False):  # type: ignore[arg-type] # False: end the block quietly (gevent's manual)
+            while self._settled < wanted:
+                gevent.sleep(_LOOK)
+        return self._settled >= wanted
 
     def _write_for_ever(self) -> None:
         failures = refusals = 0
@@ -99,6 +109,7 @@ class Scribe:
             alone = max(0, alone - size)
             for _ in batch:
                 self._waiting.popleft()
+            self._settled += len(batch)
             NOTES_WAITING.set(len(self._waiting))
 
 

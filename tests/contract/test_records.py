@@ -364,3 +364,16 @@ def test_a_call_is_found_by_any_of_its_names(office):
         assert (found["call_id"], found["channel"]) == (facts.call_id, facts.channel)
     for name in ("", "%", "not-a-uuid", str(uuid.uuid4()), "' OR true --"):
         assert office.listen.one("call_of", {"id": name}) is None
+
+
+def test_what_is_open_is_not_told_before_what_ended_is_written(office):
+    """Postgres may be read for hours while it takes nothing: a call that ended meanwhile would be taken up again."""
+    ended, policy = office.authorise(), make_policy(make_line())
+    assert [each.facts.call_id for each in office.calls.open_recordings(policy)] == [ended.call_id]
+    office.stores.admin.execute("REVOKE UPDATE ON recording FROM callrec_listen")
+    office.calls.finished(ended.recording_id, NOW, 8000, abrupt=False)
+    with pytest.raises(StoreError, match="not written yet"):
+        office.calls.open_recordings(policy)
+    office.stores.admin.execute("GRANT UPDATE ON recording TO callrec_listen")
+    office.flush()
+    assert office.calls.open_recordings(policy) == []
