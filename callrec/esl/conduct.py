@@ -114,7 +114,6 @@ class Conduct:
         self._moved = False  # somebody sent the call elsewhere in the middle of the interview
         self.before = before or dialect.Before()  # read by the interview that follows on this channel
         self._closed: Event | None = None  # set when the outbound link has ended
-        _in_state(call.state).inc()
 
     @classmethod
     def revived(cls, node: Node, left: OpenRecording) -> "Conduct":
@@ -166,6 +165,7 @@ class Conduct:
         Whatever ends this greenlet early, a fault of ours or the end of the process, the caller is handed on; a
         recording that runs goes on, and the next resync takes it up again.
         """
+        _in_state(self.call.state).inc()
         try:
             if first is not None:
                 self._take(first)
