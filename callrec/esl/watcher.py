@@ -32,6 +32,7 @@ _LIVENESS = 5.0  # seconds between questions that FreeSWITCH must answer
 _ANSWER = 5.0  # seconds that it has for each
 _RESYNC = 30.0  # seconds between comparisons while nothing goes wrong
 _LONGEST_PAUSE = 5.0  # seconds between attempts to connect
+_AT_ONCE = 100  # stops; the link bears no more than 256 commands without an answer
 _SETTLED = 10.0  # seconds after which a basis of our own without a conductor is nobody's
 
 
@@ -44,6 +45,7 @@ class Watcher:
         self._registry = Registry()
         self._node: Node | None = None
         self._owed: dict[bytes, None] = {}  # a recording each, that must stop
+        self._failures = 0  # since a link stood and was compared
         self._lost = Event()
         self._began = datetime.now(UTC)
         self._greenlet: gevent.Greenlet[[], None] | None = None
@@ -55,7 +57,8 @@ class Watcher:
     def post(self, payload: bytes, on_reply: Callable[[str], None] | None = None) -> None:
         if on_reply is None:
             self._owed[payload] = None
-            self._pay(payload)
+            if len(self._owed) <= _AT_ONCE:  # the others are paid one after the other
+                self._pay(payload)
         elif self._link is None:
             raise LinkClosedError("The inbound event socket is down")
         else:
@@ -78,23 +81,24 @@ class Watcher:
             self._link.close()
 
     def _run(self) -> None:
-        failures = 0
         while True:
             try:
                 self._connect()
-                failures = 0
                 self._watch()
-            except CallrecError as error:
-                failures += 1
+            except Exception as error:  # without this link nothing can be withdrawn: it comes back
+                self._failures += 1
                 metrics.RETRIES.labels("control_link").inc()
-                if failures in (1, 10, 100):
-                    log.warning("control_link_down", detail=str(error), attempts=failures)
+                if not isinstance(error, CallrecError):
+                    log.error("control_link_failed", exc_info=True)  # noqa: G201 # our Log
+                elif self._failures in (1, 10, 100):
+                    log.warning("control_link_down", detail=str(error), attempts=self._failures)
             finally:
                 metrics.CONTROL_UP.set(0)
                 if self._link is not None:
                     self._link.close()
                     self._link = None
-            gevent.sleep(random.uniform(0.05, min(_LONGEST_PAUSE, 0.1 * 2 ** min(failures, 10))))  # noqa: S311 # jitter
+            longest = min(_LONGEST_PAUSE, 0.1 * 2 ** min(self._failures, 10))
+            gevent.sleep(random.uniform(0.05, longest))  # noqa: S311 # jitter
 
     def _connect(self) -> None:
         self._lost.clear()
@@ -102,22 +106,30 @@ class Watcher:
             self._host, self._port, self._password, on_event=self._hear, on_close=self._lost.set, timeout=_ANSWER
         )
         link.connect()
-        link.request(dialect.INBOUND_EVENTS, _ANSWER)
+        try:
+            link.request(dialect.INBOUND_EVENTS, _ANSWER)
+        except BaseException:
+            link.close()
+            raise
         self._link = link
-        for payload in list(self._owed):
-            self._pay(payload)
         metrics.CONTROL_UP.set(1)
         log.info("control_link_up")
 
     def _watch(self) -> None:
         due = 0.0
         while self._link is not None:
+            while True:
+                for payload in list(self._owed)[:_AT_ONCE]:
+                    self._pay(payload)
+                self._link.request("api uuid_exists liveness", _ANSWER)  # behind their answers
+                if not self._owed:
+                    break
             if time.monotonic() >= due:
                 self._resync(self._link)
                 due = time.monotonic() + _RESYNC
+                self._failures = 0
             if self._lost.wait(_LIVENESS):
                 raise LinkClosedError("The inbound event socket ended")
-            self._link.request("api uuid_exists liveness", _ANSWER)
 
     def _hear(self, headers: Headers) -> None:
         for conduct in self._registry.on(headers.get("Unique-ID")):
@@ -127,7 +139,8 @@ class Watcher:
     def _resync(self, link: InboundLink) -> None:
         """Compare what FreeSWITCH has with what we believe."""
         metrics.RESYNCS.inc()
-        believed = [conduct for conduct in self._registry.all() if conduct.handed_on]
+        conducted = self._registry.all()  # what ends from now on may still be open in Postgres, and is not left behind
+        believed = [conduct for conduct in conducted if conduct.handed_on]
         listed = channels(link.request("api show channels as json", _ANSWER).reply)
 
         def alive(channel: str) -> bool:
@@ -143,14 +156,13 @@ class Watcher:
         except StoreError as error:
             log.warning("resync_without_postgres", detail=error.detail)
             return
+        known = {conduct.facts.recording_id for conduct in conducted + self._registry.all()}
         for recording in left:
-            conducted = self._registry.on(recording.facts.channel)
-            if all(conduct.facts.recording_id != recording.facts.recording_id for conduct in conducted):
-                up = alive(recording.facts.channel)
+            if recording.facts.recording_id not in known:
                 age = (datetime.now(UTC) - recording.authorised_at).total_seconds()
                 # A listener before us left it: at once, or a withdrawal by key would meanwhile go unheard.
-                if not up or recording.authorised_at < self._began or age > _SETTLED:
-                    self._take_up(recording, alive=up)
+                if recording.authorised_at < self._began or age > _SETTLED:
+                    self._take_up(recording, alive=alive(recording.facts.channel))
 
     def _take_up(self, left: OpenRecording, *, alive: bool) -> None:
         """Go on with a recording that a listener before us began."""
@@ -170,9 +182,13 @@ class Watcher:
         if not left.started:
             node.records.started(facts, left.authorised_at)
         conduct = Conduct.revived(node, left)
+        beside = [other.facts for other in self._registry.on(facts.channel)]
+        later = any(other.line and other.arrived_at > facts.arrived_at for other in beside)
         self._registry.add(conduct)
         if not alive:
             conduct.mailbox.put(on.Hangup())
+        elif later:  # the caller came to another line while nobody conducted this call
+            conduct.supersede()
         elif withdrawn:  # while nobody could stop it; `ship` discards what it finds so marked
             conduct.mailbox.put(on.Ordered(on.Order.STOP))
         gevent.spawn(self._conduct, conduct)
@@ -185,9 +201,12 @@ class Watcher:
 
 
 def channels(reply: str) -> set[str]:
-    """The Unique-IDs in the answer to `show channels as json`: {"row_count":1,"rows":[{"uuid":"…",…}]}."""
+    """The Unique-IDs in the answer to `show channels as json`: {"row_count":1,"rows":[{"uuid":"…",…}]}.
+
+    Empty where it can't be read, as when FreeSWITCH's own database fails: then each channel is asked for by name.
+    """
     try:
         rows = json.loads(reply).get("rows", [])
         return {str(row["uuid"]) for row in rows}
     except (ValueError, AttributeError, TypeError, KeyError):
-        raise LinkError("FreeSWITCH's list of channels can't be read") from None
+        return set()
