@@ -208,7 +208,7 @@ SELECT entry_id, at, kind, body, recording_id, node FROM ledger
  WHERE call_id = %(call_id)s ORDER BY entry_id;
 
 -- name: call_of
--- A call by its own id, its recording's id, or FreeSWITCH's id of its channel.
+-- A call by its own id, its recording's id, or FreeSWITCH's id of its channel: of several there the one being recorded.
 WITH wanted AS (
     SELECT %(id)s::text AS text,
            substring(lower(%(id)s::text) FROM '^[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}$')::uuid AS uuid
@@ -221,7 +221,7 @@ WITH wanted AS (
 )
 SELECT c.call_id, c.channel, c.node, r.recording_id
   FROM found JOIN call c USING (call_id) LEFT JOIN recording r USING (call_id)
- ORDER BY c.arrived_at DESC LIMIT 1;
+ ORDER BY (r.state IN ('authorised', 'recording')) IS TRUE DESC, c.arrived_at DESC LIMIT 1;
 
 -- name: sealed_recording
 SELECT r.recording_id, r.call_id, r.basis, r.purposes, r.state, r.bucket, r.object_key, r.version_id,

@@ -87,7 +87,7 @@ class Conduct:
 
     __slots__ = (
         "_caller", "_closed", "_code", "_key_at", "_link", "_moved", "_notes", "_ordinal", "_recorder",
-        "_seen", "_since", "_superseded", "before", "call", "facts", "handed_on", "mailbox", "node", "path",
+        "_seen", "_since", "before", "call", "facts", "handed_on", "mailbox", "node", "path", "superseded",
     )  # fmt: skip
 
     def __init__(
@@ -110,7 +110,7 @@ class Conduct:
         self._seen: deque[int] = deque(maxlen=32)
         self._key_at = 0.0
         self._since = datetime.now(UTC)  # when this state began
-        self._superseded = False
+        self.superseded = False  # the live state of the channel is another call's
         self._moved = False  # somebody sent the call elsewhere in the middle of the interview
         self.before = before or dialect.Before()  # read by the interview that follows on this channel
         self._closed: Event | None = None  # set when the outbound link has ended
@@ -156,7 +156,7 @@ class Conduct:
 
         This recording stops: its basis does not cover what follows.
         """
-        self._superseded = True  # the live state of the channel is the next call's from now on
+        self.superseded = True
         self.mailbox.put(on.Ordered(on.Order.STOP))
 
     def run(self, first: on.Event | None = None) -> None:
@@ -370,7 +370,7 @@ class Conduct:
             self._notes = []
 
     def _publish(self, *, ended: bool = False) -> None:
-        if self._superseded:
+        if self.superseded:
             return
         recorded = self.call.state in (State.RECORDING, State.CLOSING)
         self.node.live.put(

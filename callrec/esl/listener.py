@@ -69,6 +69,8 @@ class Listener:
                 for call in earlier:  # over this link, because the node's own may be down at this moment
                     link.post(dialect.change_recording(channel, "stop", call.path))
                     call.supersede()
+            else:  # what was recorded before goes on, and stays in sight
+                conduct.superseded = any(call.call.started for call in earlier)
             conduct.run(on.Arrived(conduct.facts.line))
         except LinkError:
             log.warning("call_not_taken", call=conduct.facts.call_id)

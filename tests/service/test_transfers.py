@@ -79,6 +79,23 @@ def test_a_call_transferred_in_the_notice_to_another_line_is_interviewed_there(c
     assert callrec.kinds(call).count("notice_completed") == 1
 
 
+def test_a_recorded_call_that_is_transferred_to_no_line_of_ours_goes_on_in_sight(callrec):
+    """B8: nothing is recorded on the number where it arrives; what is recorded already is shown, and obeys."""
+    call = callrec.place(CallScript(SERVICE, steps=((after_prompt(0.5), press("1")),), talk=0))
+    until_seen(call, "bridged")
+    wait_until(lambda: rows(callrec, call)[0]["state"] == "recording", 10, "recording noted")
+    call.transfer("040999999", "public")
+    wait_until(lambda: [bool(row["ended_at"]) for row in rows(callrec, call)] == [False, True], 20, "the second noted")
+    before = rows(callrec, call)[0]
+    assert len(callrec.lines("calls", "-n", "2")) == 2  # and time enough for Redis to be told
+    shown = callrec.inspector._shown.get(call.uuid)
+    assert (shown["call"], shown["state"]) == (str(before["call_id"]), "recording")
+    done = callrec.command("mask", call.uuid)
+    assert (done.returncode, done.stdout.strip()) == (0, "recording_masked"), done.stderr
+    consent, unknown = over(callrec, call)
+    assert [consent["state"], unknown["decision"]] == ["stored", "unknown_line"]
+
+
 def test_an_order_for_a_call_spares_the_one_that_followed_it_on_the_channel(callrec):
     """D1, D4: the consent is withdrawn while the caller is on the sales line, whose evidence is kept."""
     call = callrec.place(CallScript(SERVICE, steps=((after_prompt(0.5), press("1")),), talk=0))
