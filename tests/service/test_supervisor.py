@@ -140,6 +140,13 @@ def test_a_second_one_on_the_same_address_says_so_and_starts_nothing(node):
     assert node.installation.pids() == before
 
 
+def test_the_metrics_that_roles_share_need_no_disk(node):
+    """They are mapped into memory: on a full disk a role that counts something would die of SIGBUS, `ship` too."""
+    folder = environ(node.pid("ship"))["PROMETHEUS_MULTIPROC_DIR"]
+    mounts = [line.split()[1:3] for line in Path("/proc/mounts").read_text().splitlines()]
+    assert max([place, kind] for place, kind in mounts if folder.startswith(place))[1] == "tmpfs"
+
+
 # The end
 
 
