@@ -273,7 +273,7 @@ def _in_words(facts: Sequence[Fact]) -> Iterator[str]:
     numbers = {fact["ordinal"]: fact["said"] for fact in facts if fact["ordinal"]}
     for number in range(1, last := max(numbers, default=0)):
         # A basis that the ledger was too late to take had a number, too. Then the next one says so.
-        if number not in numbers and numbers.get(number + 1, {}).get("reason") != "ledger_down":
+        if number not in numbers and numbers.get(number + 1, {}).get("reason") not in ("ledger_down", "fault"):
             raise LedgerError("An entry of the call is left out", detail=f"number {number} of its course")
     # Bodies go by the call, when its recording is long gone; none of these names anybody.
     if len({fact["told"] for fact in facts if fact["ordinal"] or fact["kind"] == "recording_stored"}) > 1:

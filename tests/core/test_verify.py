@@ -320,8 +320,9 @@ def test_an_operator_cannot_leave_out_a_note_of_the_call():
         assert f"number {ordinal} of its course" in attested(Forge(skip={ordinal}).fill()), ordinal
 
 
-def test_a_basis_that_the_ledger_was_too_late_to_take_is_no_gap():
-    late = ("released_unrecorded", {"reason": "ledger_down"})
+@pytest.mark.parametrize("reason", ["ledger_down", "fault"])  # a stop of the listener at that moment is such a fault
+def test_a_basis_that_the_ledger_was_too_late_to_take_is_no_gap(reason):
+    late = ("released_unrecorded", {"reason": reason})
     assert said(Forge([ARRIVED, HEARD, PRESSED, BASIS, late], [], skip={4}).fill(audio=b"").attest().zip())
 
 
