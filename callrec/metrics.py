@@ -25,7 +25,9 @@ START_SECONDS = Histogram(
 RECORDING_SECONDS = Histogram("callrec_recording_seconds", "Length of recordings", buckets=_SLOW)
 
 # The event socket
-ESL_CONNECTIONS = Gauge("callrec_esl_connections", "Outbound connections now open", multiprocess_mode="livesum")
+ESL_CONNECTIONS = Gauge(
+    "callrec_esl_connections", "Calls that came over a connection and are not over", multiprocess_mode="livesum"
+)
 ESL_REFUSED = Counter("callrec_esl_refused", "Outbound connections closed at accept: too many")
 ESL_ERRORS = Counter("callrec_esl_errors", "Faults on the event socket, by kind", ["link", "kind"])
 CONTROL_UP = Gauge("callrec_control_link_up", "1 while the inbound event socket is up", multiprocess_mode="livesum")
