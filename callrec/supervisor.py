@@ -34,7 +34,7 @@ log = Log(__name__)
 _ORDER = ((("ship", "sweep"), 15.0), (("listen",), 130.0), (("api",), 10.0))
 _GRACE = 15.0  # seconds that those have in the end until SIGKILL who have not ended by then
 _LONGEST_PAUSE = 10.0
-_MEMORY = "/dev/shm"  # noqa: S108 # mkdtemp's; on a full disk, or a slow one, roles that count would die, or stand still
+_MEMORY = "/dev/shm"  # noqa: S108 # for mkdtemp
 _LOOK = 1.0  # seconds between looks at the roles' signs of life
 _STILL = {"listen": 5}  # looks without one before a role is ended; callers wait for `listen` that long
 _LONGEST_STILL = 120  # the same for the others: nobody waits for them at once, and an alert comes first
@@ -46,6 +46,12 @@ def environment(role: str, env: Mapping[str, str], metrics_directory: str) -> di
     own = {name for variable in variables(role) for name in (variable, f"{variable}_FILE")}
     kept = {name: value for name, value in env.items() if not name.startswith("CALLREC_") or name in own}
     return kept | {"PROMETHEUS_MULTIPROC_DIR": metrics_directory}
+
+
+def _directory_of_metrics() -> str:
+    """In memory, unless TMPDIR names a place: on a full disk a role that counts something would die of SIGBUS."""
+    memory = _MEMORY if "TMPDIR" not in os.environ and os.access(_MEMORY, os.W_OK) else None
+    return tempfile.mkdtemp(prefix="callrec-metrics-", dir=memory)
 
 
 class Supervisor:
@@ -66,9 +72,7 @@ class Supervisor:
         """Until SIGTERM or SIGINT."""
         for sig in (signal.SIGTERM, signal.SIGINT):
             gevent.signal_handler(sig, self._stopping.set)
-        self._directory = tempfile.mkdtemp(
-            prefix="callrec-metrics-", dir=_MEMORY if os.access(_MEMORY, os.W_OK) else None
-        )
+        self._directory = _directory_of_metrics()
         try:
             server = health.serve(self._http, health.app(self._registry, self._readiness)) if self._http else None
             keepers = {role: gevent.spawn(self._keep, role) for role in ROLES}

@@ -140,13 +140,6 @@ def test_a_second_one_on_the_same_address_says_so_and_starts_nothing(node):
     assert node.installation.pids() == before
 
 
-def test_the_metrics_that_roles_share_need_no_disk(node):
-    """They are mapped into memory: on a full disk a role that counts something would die of SIGBUS, `ship` too."""
-    folder = environ(node.pid("ship"))["PROMETHEUS_MULTIPROC_DIR"]
-    mounts = [line.split()[1:3] for line in Path("/proc/mounts").read_text().splitlines()]
-    assert max([place, kind] for place, kind in mounts if folder.startswith(place))[1] == "tmpfs"
-
-
 # The end
 
 
@@ -250,6 +243,18 @@ def test_the_back_off_grows_to_its_bound_and_never_ends_the_keeping(monkeypatch)
     assert pauses[0] <= 0.2
     assert pauses[:8] == sorted(pauses[:8])
     assert max(pauses) == pauses[-1] == 10.0
+
+
+def test_the_metrics_that_roles_share_need_no_disk(monkeypatch, tmp_path):
+    """They are mapped files: where the disk is full a role that counted something died of SIGBUS, `ship` too."""
+    monkeypatch.delenv("TMPDIR", raising=False)
+    monkeypatch.setattr(supervisor.tempfile, "tempdir", None)
+    folder = supervisor._directory_of_metrics()
+    Path(folder).rmdir()
+    mounts = [line.split()[1:3] for line in Path("/proc/mounts").read_text().splitlines()]
+    assert max([place, kind] for place, kind in mounts if folder.startswith(place))[1] == "tmpfs"
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    assert Path(supervisor._directory_of_metrics()).parent == tmp_path
 
 
 def test_a_role_that_could_not_be_started_is_started_when_it_can(monkeypatch):
