@@ -1,5 +1,6 @@
 """Accepts the connections that FreeSWITCH's `socket` application makes, and no more of them than it may."""
 
+import resource
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +15,7 @@ from callrec.log import Log
 
 _log = Log("callrec.esl")
 
+_OTHER = 256  # descriptors beside those of the connections
 _PAUSE = 0.05  # seconds without accepting when accept fails, as it does when descriptors run out
 
 
@@ -44,6 +46,9 @@ class OutboundServer:
         return str(bound[0]), int(bound[1])
 
     def start(self) -> None:
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if soft < (wanted := self._max_connections + _OTHER):  # systemd's 1024 is what a process has not asked beyond
+            resource.setrlimit(resource.RLIMIT_NOFILE, (min(wanted, hard), hard))
         try:
             self._listener.start()
         except OSError as error:

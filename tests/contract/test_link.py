@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import resource
 import socket as plain
 import struct
 import time
@@ -585,6 +586,22 @@ def test_500_silent_peers_cost_little_and_hold_nobody_up(server):
     assert held < 500 * 50 * 1024
     for peer in peers:
         peer.close()
+
+
+def test_as_many_calls_as_there_may_be_have_descriptors(server):
+    """systemd gives a process 1024 unless it asks for more; a caller who finds none waits for 25 s."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(list(Path("/proc/self/fd").iterdir())) + 40, hard))
+    try:
+        release = Event()
+        serving = server(lambda _sock, _address: release.wait(), 60)
+        peers = [socket.create_connection(serving.address, timeout=2) for _ in range(60)]
+        until(lambda: serving.connections == 60)
+        release.set()
+        for peer in peers:
+            peer.close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_running_out_of_descriptors_is_a_pause_and_not_the_end(server, monkeypatch):
