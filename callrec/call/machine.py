@@ -86,7 +86,7 @@ def _judge_notice(call: Call, now: float) -> Step:
     if call.heard_whole or call.completed is None or (call.completed.played and call.unbroken is None):
         return call, []
     at = {"at": on.iso(call.completed.at)}
-    if not (call.completed.played and call.unbroken):
+    if not call.unbroken:
         return _unrecorded(call, "notice_not_played", do.Note("notice_cut", at))
     if not _to_its_end(call.completed, call.rule.notice.prompt):
         return replace(call, deadline=now + call.timing.hangup), []  # what cut it is about to be told
@@ -98,8 +98,8 @@ def _judge_notice(call: Call, now: float) -> Step:
 
 
 def _to_its_end(completed: on.PromptEnded, prompt: Prompt) -> bool:
-    """A caller who hangs up may cut a prompt that FreeSWITCH calls played, on a channel still up: 1 in 80 (A3)."""
-    return bool(prompt.seconds) and completed.heard is not None and completed.heard >= prompt.seconds - _UNHEARD
+    """A caller who hangs up may cut a prompt on a channel still up, and FreeSWITCH may call it played: 1 in 80 (A3)."""
+    return completed.played and (completed.heard or 0.0) >= prompt.seconds - _UNHEARD > 0
 
 
 def _notice_flushed(call: Call, event: on.KeysFlushed, now: float) -> Step:

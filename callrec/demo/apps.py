@@ -101,7 +101,7 @@ def play(call: Channel, path: str, stops: Callable[[str], bool] | None) -> str:
 def _play_on(call: Channel, end: int, stops: Callable[[str], bool] | None) -> str:
     while True:
         if call.down and call.script.unnoticed_hangup:
-            return _WHOLE
+            return _WHOLE if call.script.unnoticed_hangup == _RESPONSES[_WHOLE] else _FAILED
         if call.down or call.taken_back():
             return _FAILED
         if call.broken:

@@ -86,7 +86,8 @@ class CallScript:
     agent_answers: bool = True  # False: the bridge fails with NO_ANSWER, and the call ends
     variables: Mapping[str, str] = field(default_factory=dict)  # more channel variables, set before `socket`
     late_hangup: bool = False  # the rare order: CHANNEL_HANGUP after EXECUTE_COMPLETE (3 of 80 calls)
-    unnoticed_hangup: bool = False  # a prompt cut by hanging up is called played, done, on a channel answered (1 of 80)
+    # A prompt cut by hanging up is called done, on a channel answered (1 of 80), and this, as FreeSWITCH puts it:
+    unnoticed_hangup: str = ""  # FILE PLAYED or PLAYBACK ERROR; empty: it is not called so
     lose_record_stop: bool = False  # RECORD_STOP never comes (FreeSWITCH issue 765)
 
 

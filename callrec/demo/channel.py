@@ -108,7 +108,7 @@ class Channel:
         self.broken = False  # uuid_break, until the application sees it
         self.prompts = 0
         # CHANNEL_HANGUP comes after EXECUTE_COMPLETE
-        self.late = late or script.late_hangup or script.unnoticed_hangup
+        self.late = late or script.late_hangup or bool(script.unnoticed_hangup)
         self._agenda: list[tuple[int, int, Act]] = []
         self._order = count()
         self._wake = Event()
