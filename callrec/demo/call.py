@@ -97,7 +97,9 @@ class SimCall(Channel):
         token = apps.announce(self, "socket", self._where, "")
         self.set("socket_host", self.switch.listener[0])
         how = self._listen()
-        if not self.down:
+        if self.down:
+            self.show_hangup()
+        else:
             self.fact("released", how)
         apps.complete(self, "socket", self._where, token)
         self.cut = False
