@@ -17,6 +17,7 @@ from uuid import uuid4
 
 import ear
 import gevent
+import pytest
 from gevent.event import Event
 
 from callrec.demo import audio, caller
@@ -159,8 +160,15 @@ class RealSwitch:
     def api(self, command):
         return self._link.request(f"api {command}", _ANSWER).reply
 
+    def needs(self, module):
+        """Skip a test for which this FreeSWITCH lacks a module."""
+        if self.api(f"module_exists {module}") != "true":
+            pytest.skip(f"this FreeSWITCH has no {module}")
+
     def place(self, script, via=LOOPBACK, **options):
         """Have a caller call. Returns when the call has come in."""
+        if via == WIDEBAND:
+            self.needs("mod_spandsp")
         call = RealCall(self, script, str(next(self._numbers)))
         self._expected[call.number] = call
         endpoint = (

@@ -61,8 +61,7 @@ def test_one_key_is_one_key_by_sip_info(house, switch):
 
 
 def test_one_key_is_one_key_in_band(house):
-    if house.switch.api("module_exists mod_spandsp") != "true":
-        pytest.skip("this FreeSWITCH has no mod_spandsp")
+    house.switch.needs("mod_spandsp")
     call = house.switch.place(script("~"), **IN_BAND)
     pressed_as_it_was(house, call)
     assert {fact[2] for _, fact in call.timeline if fact[0] == "key"} == {"INBAND_AUDIO"}
