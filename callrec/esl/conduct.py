@@ -140,7 +140,7 @@ class Conduct:
             return
         if not self.handed_on and dialect.cut_by_transfer(headers, self.before):
             return  # if `socket` is not done at once, the prompt's deadline lets the caller go on
-        event = self._recorder.understand(headers, running=self.call.state is State.RECORDING)
+        event = self._recorder.understand(headers, running=self.call.state is State.RECORDING and not self.superseded)
         if event is not None:
             self._seen.append(number)
             self.mailbox.put(event)

@@ -1,6 +1,6 @@
 """FreeSWITCH's words for what the machine knows: its events in, our commands out.
 
-Which header says what was seen on FreeSWITCH 1.10.12; nothing here decides anything.
+Which header says what was seen on FreeSWITCH 1.10.12; nothing here decides anything but whose clock is believed.
 """
 
 import re

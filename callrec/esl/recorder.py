@@ -1,9 +1,9 @@
 """FreeSWITCH's recorder of one call: masked, stopped, and one file at one speed for as long as the call lasts.
 
-When a channel's codec changes to another sampling rate (by a re-INVITE), FreeSWITCH 1.10.12 writes the
-samples of the new rate into the file as if they were of the old: from there on everything is twice as slow or as fast.
-A file that is closed and opened again to append gets them resampled. So that is done at once: up to a tenth of a
-second is missing there, and the recording, its path and its basis stay the same.
+When a channel's codec changes to another sampling rate (by a re-INVITE), FreeSWITCH 1.10.12 writes the samples of the
+new rate into the file as if they were of the old: from there on everything is twice as slow or as fast. A file that is
+closed and opened again to append gets them resampled. So that is done at once: up to a tenth of a second is missing
+there, and the recording, its path and its basis stay the same.
 """
 
 from collections.abc import Callable

@@ -11,7 +11,7 @@ import re
 import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -95,9 +95,11 @@ class Database:
         it was refused and sent again would be refused again.
         """
         with self._connection(name, timeout) as connection:
-            if timeout is not None and timeout > _SERVER_SECONDS:
-                connection.execute(f"SET statement_timeout = {timeout * 1000:.0f}")
-            cursor = connection.execute(self.queries[name], params)
+            longer = timeout if timeout is not None and timeout > _SERVER_SECONDS else 0
+            with connection.transaction() if longer else nullcontext():
+                if longer:  # for this statement alone: the connection is others' next
+                    connection.execute(f"SET LOCAL statement_timeout = {longer * 1000:.0f}")
+                cursor = connection.execute(self.queries[name], params)
             return cursor.fetchall() if cursor.description else []
 
     def one(self, name: str, params: Mapping[str, Any] | None = None, *, timeout: float | None = None) -> Row | None:

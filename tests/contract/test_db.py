@@ -55,11 +55,13 @@ def test_a_late_answer_is_a_store_error_at_its_deadline(database):
 def test_a_statement_that_may_take_long_is_not_ended_by_the_server_before(stores, monkeypatch):
     """`replay-erasures` reads all of the ledger."""
     monkeypatch.setattr(db, "_SERVER_SECONDS", 1)
-    database = stores.database("listen")
-    database.queries["slow"] = "SELECT pg_sleep(1.5)"
+    database = opened(stores, size=1)
+    database.queries |= {"slow": "SELECT pg_sleep(1.5)", "limit": "SHOW statement_timeout"}
     with pytest.raises(StoreError, match="57014"):  # cancelled by the server
         database.run("slow")
+    usual = database.one("limit")
     assert database.run("slow", timeout=10)
+    assert database.one("limit") == usual, "who has the connection next is not to wait that long"
 
 
 def test_the_connection_of_a_late_answer_is_not_used_again(stores):

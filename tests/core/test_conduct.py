@@ -740,6 +740,16 @@ def test_a_withdrawal_after_a_stop_still_counts_d1(stage):
     stage.over()
 
 
+def test_what_another_line_follows_is_not_recorded_on_when_the_codec_changes_a9(stage):
+    """Its stop went over the other line's link; opened again, the file would have what its basis does not cover."""
+    stage.recording()
+    stage.conduct.supersede()
+    stage.hear("CODEC", **{"Channel-Read-Codec-Rate": "16000"})
+    stage.reach(State.CLOSING)
+    assert stage.posted("control") == [f"api uuid_record {stage.conduct.facts.channel} stop {stage.conduct.path}"]
+    stage.hangs_up()
+
+
 def test_a_call_of_a_listener_before_us_goes_on_and_is_numbered_on(stage):
     facts = CallFacts(uuid4(), uuid4(), str(uuid4()), SERVICE, datetime.now(UTC))
     stage.conduct = Conduct.revived(stage.node, OpenRecording(facts, True, datetime.now(UTC), "granted", 7))

@@ -26,6 +26,14 @@ def recorded_next(node, call):
     wait_until(lambda: len(found := rows(node, call)) == 2 and found[1]["state"] == "recording", 20, "the second")
 
 
+def consented(node):
+    """A consent call in conversation, recorded."""
+    call = node.place(CallScript(SERVICE, steps=((after_prompt(0.5), press("1")),), talk=0))
+    until_seen(call, "bridged")
+    wait_until(lambda: rows(node, call)[0]["state"] == "recording", 10, "recording noted")
+    return call
+
+
 def over(node, call):
     """Hang up; the rows of the call's interviews once everything about it is settled."""
     call.hangup("NORMAL_CLEARING", now=True)
@@ -37,9 +45,7 @@ def over(node, call):
 
 def test_a_recorded_call_transferred_to_another_line_is_a_new_call_on_a_new_basis(callrec):
     """A4, A9: the consent covers no more than its line; the sales line plays its own notice and records anew."""
-    call = callrec.place(CallScript(SERVICE, steps=((after_prompt(0.5), press("1")),), talk=0))
-    until_seen(call, "bridged")
-    wait_until(lambda: rows(callrec, call)[0]["state"] == "recording", 10, "recording noted")
+    call = consented(callrec)
     call.transfer(SALES, "public")
     recorded_next(callrec, call)
     consent, sale = over(callrec, call)
@@ -81,9 +87,7 @@ def test_a_call_transferred_in_the_notice_to_another_line_is_interviewed_there(c
 
 def test_a_recorded_call_that_is_transferred_to_no_line_of_ours_goes_on_in_sight(callrec):
     """B8: nothing is recorded on the number where it arrives; what is recorded already is shown, and obeys."""
-    call = callrec.place(CallScript(SERVICE, steps=((after_prompt(0.5), press("1")),), talk=0))
-    until_seen(call, "bridged")
-    wait_until(lambda: rows(callrec, call)[0]["state"] == "recording", 10, "recording noted")
+    call = consented(callrec)
     call.transfer("040999999", "public")
     wait_until(lambda: [bool(row["ended_at"]) for row in rows(callrec, call)] == [False, True], 20, "the second noted")
     before = rows(callrec, call)[0]
@@ -98,9 +102,7 @@ def test_a_recorded_call_that_is_transferred_to_no_line_of_ours_goes_on_in_sight
 
 def test_an_order_for_a_call_spares_the_one_that_followed_it_on_the_channel(callrec):
     """D1, D4: the consent is withdrawn while the caller is on the sales line, whose evidence is kept."""
-    call = callrec.place(CallScript(SERVICE, steps=((after_prompt(0.5), press("1")),), talk=0))
-    until_seen(call, "bridged")
-    wait_until(lambda: rows(callrec, call)[0]["state"] == "recording", 10, "recording noted")
+    call = consented(callrec)
     call.transfer(SALES, "public")
     recorded_next(callrec, call)
     consent, sale = rows(callrec, call)
